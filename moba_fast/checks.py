@@ -1,0 +1,150 @@
+"""Check the arguments of the public call, once."""
+
+from itertools import pairwise
+
+import torch
+
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
+def check_tensors(q, k, v):
+    """Raise unless q is (S, H, D) and k, v (SK, HK, D), of one dtype and device.
+
+    Raises:
+        TypeError: if one is not a tensor, or dtypes differ or are not supported.
+        ValueError: if ranks or shapes do not fit, or devices differ.
+    """
+    named = {"q": q, "k": k, "v": v}
+    for name, x in named.items():
+        if not isinstance(x, torch.Tensor):
+            raise TypeError(f"{name} must be a torch.Tensor, got {type(x).__name__}")
+        if x.ndim != 3:
+            raise ValueError(
+                f"{name} must be (tokens, heads, head dimension), got shape "
+                f"{tuple(x.shape)}; pack a batch with cu_seqlens"
+            )
+    dtypes = {name: str(x.dtype).removeprefix("torch.") for name, x in named.items()}
+    if len(set(dtypes.values())) > 1 or q.dtype not in DTYPES:
+        raise TypeError(
+            f"q, k and v must all be float64, float32, bfloat16 or float16, got "
+            f"{dtypes}; cast them to one of these"
+        )
+    if len({x.device for x in named.values()}) > 1:
+        devices = {name: str(x.device) for name, x in named.items()}
+        raise ValueError(f"q, k and v must be on one device, got {devices}")
+    check_shapes(q, k, v)
+
+
+def check_shapes(q, k, v):
+    """Raise ValueError unless the head counts and dimensions fit together."""
+    if k.shape != v.shape or q.shape[2] != k.shape[2] or q.shape[2] == 0:
+        raise ValueError(
+            f"k and v must have one shape and q the same head dimension, at least 1; "
+            f"got q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}"
+        )
+    if k.shape[1] == 0 or q.shape[1] == 0 or q.shape[1] % k.shape[1]:
+        raise ValueError(
+            f"the key/value heads must divide the query heads, got HK={k.shape[1]} "
+            f"and H={q.shape[1]}"
+        )
+
+
+def check_integer(value, name):
+    """Raise unless value is an integer of at least 1.
+
+    Raises:
+        TypeError: if it is no int.
+        ValueError: if it is less than 1.
+    """
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{name} must be an int, got {value!r}")
+    if value < 1:
+        hint = "; topk=1 reads the current block only" if name == "topk" else ""
+        raise ValueError(f"{name} must be at least 1, got {value}{hint}")
+
+
+def check_offsets(cu_seqlens, name, total, device):
+    """Return offsets as an int32 tensor on the device, or say what is wrong.
+
+    Args:
+        cu_seqlens: (B+1,) integers, tensor or list; None means one sequence.
+        name: what to call it in an error.
+        total: tokens that the offsets must cover.
+        device: where the tensors are.
+
+    Raises:
+        TypeError: if the offsets are not integers.
+        ValueError: if they are not one-dimensional, do not start at 0, decrease, or
+            do not end at total.
+    """
+    if cu_seqlens is None:
+        return torch.tensor([0, total], dtype=torch.int32, device=device)
+    offsets = torch.as_tensor(cu_seqlens)
+    if offsets.is_floating_point() or offsets.is_complex():
+        raise TypeError(f"{name} must hold integers, got {offsets.dtype}")
+    if offsets.ndim != 1 or len(offsets) < 2:
+        raise ValueError(
+            f"{name} must be one-dimensional with B + 1 >= 2 offsets, such as "
+            f"[0, {total}]; got shape {tuple(offsets.shape)}"
+        )
+    values = offsets.tolist()
+    if values[0] != 0 or values[-1] != total:
+        raise ValueError(
+            f"{name} must start at 0 and end at the number of tokens, {total}; got "
+            f"{values[0]} and {values[-1]}"
+        )
+    for b, (first, last) in enumerate(pairwise(values)):
+        if last < first:
+            raise ValueError(
+                f"{name} must never decrease, but goes from {first} to {last} at "
+                f"sequence {b}"
+            )
+    return offsets.to(device=device, dtype=torch.int32)
+
+
+def check_queries_fit(cu_q, cu_k):
+    """Raise ValueError unless every sequence has at most as many queries as keys."""
+    if len(cu_q) != len(cu_k):
+        raise ValueError(
+            f"cu_seqlens and cu_seqlens_k must name the same sequences, got "
+            f"{len(cu_q) - 1} and {len(cu_k) - 1}"
+        )
+    too_long = (cu_q.diff() > cu_k.diff()).nonzero()
+    if len(too_long):
+        b = too_long[0].item()
+        raise ValueError(
+            f"queries are the last tokens of their sequence, so there cannot be more "
+            f"of them than keys: sequence {b} has {cu_q.diff()[b]} queries and "
+            f"{cu_k.diff()[b]} keys"
+        )
+
+
+def check_selected(selected, q, topk, blocks):
+    """Raise unless selected could have come from `select_blocks`.
+
+    Raises:
+        TypeError: if it is no integer tensor.
+        ValueError: if its shape or device is wrong, if a last column is not the
+            current block, or if another column is neither a past block of the same
+            sequence nor -1, or names a block twice.
+    """
+    if not isinstance(selected, torch.Tensor) or selected.is_floating_point():
+        raise TypeError("selected must be an integer tensor (S, H, topk)")
+    if selected.shape != (*q.shape[:2], topk) or selected.device != q.device:
+        raise ValueError(
+            f"selected must be (S, H, topk) = {(*q.shape[:2], topk)} on {q.device}, "
+            f"got {tuple(selected.shape)} on {selected.device}"
+        )
+    past, current = selected[..., :-1], blocks.of_query[:, None]
+    first = blocks.first_of_query[:, None, None]
+    wrong = (past != -1) & ((past < first) | (past >= current[..., None]))
+    wrong[..., 1:] |= (past[..., 1:] != -1) & (past[..., 1:] <= past[..., :-1])
+    wrong_rows = wrong.any(-1) | (selected[..., -1] != current)
+    if wrong_rows.any():
+        i, h = wrong_rows.nonzero()[0].tolist()
+        raise ValueError(
+            f"selected must hold past blocks of the query's own sequence in ascending "
+            f"order, then -1, and the current block in its last column; query {i}, "
+            f"head {h}, whose past blocks are {blocks.first_of_query[i].item()} to "
+            f"{blocks.of_query[i].item() - 1}, has {selected[i, h].tolist()}"
+        )

@@ -1,0 +1,124 @@
+"""Choose the blocks that every query reads."""
+
+import torch
+
+# Scores held at once by select_blocks: 16 MiB of float32.
+SCORES_PER_CHUNK = 2**22
+
+
+def pool_keys(k, blocks):
+    """Average the keys of every block.
+
+    Same contract as moba_ref.pool_keys, except that k_mean is at least float32.
+
+    Example: blocks of 2 tokens over 3 tokens, the last block is short.
+        >>> from moba_fast.blocks import partition
+        >>> k = torch.tensor([[[1.0, 0.0]], [[3.0, 0.0]], [[0.0, 5.0]]])
+        >>> pool_keys(k, partition([0, 3], block_size=2))[:, 0]
+        tensor([[2., 0.],
+                [0., 5.]])
+    """
+    keys = k.to(gate_dtype(k))
+    if len(blocks.start) == 0:
+        return keys.new_zeros(0, *k.shape[1:])
+    lengths = blocks.end - blocks.start
+    return torch.segment_reduce(keys, "mean", lengths=lengths, axis=0)
+
+
+def gate_scores(q, k_mean, blocks):
+    """Score every block for every query, with the causal rules as infinities.
+
+    Same contract as moba_ref.gate_scores. Only for looking: `select_blocks` never
+    holds all scores at once.
+
+    Example: the last of 6 tokens scores two past blocks.
+        >>> from moba_fast.blocks import partition
+        >>> k_mean = torch.tensor([[[1.0]], [[-1.0]], [[9.0]]])
+        >>> gate_scores(torch.full((6, 1, 1), 2.0), k_mean, partition([0, 6], 2))[5, 0]
+        tensor([ 2., -2., inf])
+    """
+    block = torch.arange(len(k_mean), device=q.device)
+    scores = past_scores(q, k_mean, blocks.first_of_query, blocks.of_query, block)
+    return scores.masked_fill(block == blocks.of_query[:, None, None], torch.inf)
+
+
+def select_blocks(q, k_mean, blocks, topk):
+    """Choose the topk best blocks of every query, its current block among them.
+
+    Same contract as moba_ref.select_blocks. Queries are taken in chunks, so that the
+    scores never exist all at once.
+
+    Example: topk=2 is the current block and the better one of the past blocks.
+        >>> from moba_fast.blocks import partition
+        >>> k_mean = torch.tensor([[[1.0]], [[-1.0]], [[9.0]]])
+        >>> q, blocks = torch.full((6, 1, 1), 2.0), partition([0, 6], block_size=2)
+        >>> select_blocks(q, k_mean, blocks, topk=2)[3:, 0]
+        tensor([[0, 1],
+                [0, 2],
+                [0, 2]], dtype=torch.int32)
+    """
+    selected = blocks.of_query.new_full((*q.shape[:2], topk), -1, dtype=torch.int32)
+    selected[..., -1] = blocks.of_query[:, None]
+    rows = max(1, SCORES_PER_CHUNK // max(1, q.shape[1] * len(k_mean)))
+    for a in range(0, len(q) if topk > 1 else 0, rows):
+        first = blocks.first_of_query[a : a + rows]
+        current = blocks.of_query[a : a + rows]
+        # Queries come in the order of their sequences, so the ends bound the chunk.
+        block = torch.arange(first[0].item(), current[-1].item(), device=q.device)
+        scores = past_scores(q[a : a + rows], k_mean, first, current, block)
+        past = top_blocks(scores, min(topk - 1, len(block))) + first[0]
+        readable = (past >= first[:, None, None]) & (past < current[:, None, None])
+        past = past.masked_fill(~readable, len(k_mean)).sort(dim=-1).values
+        past = past.masked_fill(past == len(k_mean), -1)
+        selected[a : a + rows, :, : past.shape[-1]] = past
+    return selected
+
+
+def past_scores(q, k_mean, first, current, block):
+    """Score the given blocks, -inf where a block is not in a query's past.
+
+    Args:
+        q: (C, H, D) queries.
+        k_mean: (N, HK, D) block means.
+        first: (C,) first block of every query's sequence.
+        current: (C,) block of every query.
+        block: (n,) consecutive block ids.
+
+    Returns:
+        scores: (C, H, n) of k_mean's dtype.
+    """
+    if len(block) == 0:
+        return k_mean.new_zeros(*q.shape[:2], 0)
+    means = k_mean[block[0] : block[-1] + 1]
+    grouped = q.to(k_mean.dtype).unflatten(1, (k_mean.shape[1], -1))
+    scores = torch.einsum("chgd,nhd->chgn", grouped, means).flatten(1, 2)
+    past = (block >= first[:, None]) & (block < current[:, None])
+    return scores.masked_fill(~past[:, None], -torch.inf)
+
+
+def top_blocks(scores, count):
+    """List the columns of the count largest scores; ties go to the lower column.
+
+    torch.topk leaves open which of equal scores it takes, so rows with a tie at the
+    cut are sorted stably instead. Elsewhere the set is unique.
+
+    Example:
+        >>> top_blocks(torch.tensor([[1.0, 3.0, 3.0, 3.0]]), 2)
+        tensor([[1, 2]])
+    """
+    if count == 0:
+        return scores.new_zeros(*scores.shape[:-1], 0, dtype=torch.int64)
+    best = scores.topk(min(count + 1, scores.shape[-1]), dim=-1)
+    columns = best.indices[..., :count]
+    if best.values.shape[-1] > count:
+        cut, next_best = best.values[..., count - 1], best.values[..., count]
+        tied = (cut == next_best) & (cut > -torch.inf)
+        if tied.any():
+            ordered = scores[tied].sort(dim=-1, descending=True, stable=True)
+            columns[tied] = ordered.indices[..., :count]
+    return columns
+
+
+def gate_dtype(x):
+    """Return the dtype of means and scores: float32, or float64 for float64."""
+    return torch.promote_types(x.dtype, torch.float32)
