@@ -76,7 +76,7 @@ def moba_attention(
     choose_backend(backend)
     cu_q = check_offsets(cu_seqlens, "cu_seqlens", len(q), q.device)
     if cu_seqlens_k is None:
-        cu_seqlens_k = cu_seqlens
+        cu_seqlens_k = cu_q
     cu_k = check_offsets(cu_seqlens_k, "cu_seqlens_k", len(k), q.device)
     check_queries_fit(cu_q, cu_k)
     softmax_scale = q.shape[2] ** -0.5 if softmax_scale is None else softmax_scale

@@ -1,0 +1,93 @@
+"""The two packages have the same files, functions and arguments, and keep apart."""
+
+import ast
+import inspect
+import sys
+from pathlib import Path
+
+import pytest
+
+import moba_fast
+import moba_ref
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = ["moba_ref", "moba_fast", "moba_lab"]
+ONLY_REF = {"moba_attention_definition", "token_mask"}
+ONLY_FAST = {"Backend", "backends"}
+ONLY_FAST_ARGUMENTS = ["backend", "deterministic"]
+STAGES = ["attend", "backward", "blocks", "combine", "gate", "moba", "route"]
+ALLOWED = {
+    "moba_ref": {"numpy", "einops", "moba_ref"},
+    "moba_fast": {"torch", "moba_fast"},
+}
+
+
+def source_files(package):
+    return sorted((ROOT / package).rglob("*.py"))
+
+
+def imported_packages(path):
+    """List the top-level packages that a file imports, wherever in the file."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.split(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield (node.module or package_of(path)).split(".")[0]
+
+
+def package_of(path):
+    return path.relative_to(ROOT).parts[0]
+
+
+def test_every_stage_has_a_file_in_both_packages():
+    for package in ("moba_ref", "moba_fast"):
+        stems = {path.stem for path in source_files(package)}
+        assert set(STAGES) <= stems
+
+
+def test_the_same_names_are_public():
+    assert set(moba_ref.__all__) - ONLY_REF == set(moba_fast.__all__) - ONLY_FAST
+
+
+@pytest.mark.parametrize("name", sorted(set(moba_ref.__all__) - ONLY_REF))
+def test_twins_take_the_same_arguments_in_the_same_order(name):
+    ref, fast = getattr(moba_ref, name), getattr(moba_fast, name)
+    assert ref.__module__.split(".")[1] == fast.__module__.split(".")[1]
+    expected = list(inspect.signature(ref).parameters)
+    found = list(inspect.signature(fast).parameters)
+    if name == "moba_attention":
+        found = [p for p in found if p not in ONLY_FAST_ARGUMENTS]
+    assert found == expected
+
+
+@pytest.mark.parametrize("name", sorted(set(moba_ref.__all__) - ONLY_REF))
+def test_the_fast_docstring_points_to_its_twin(name):
+    assert f"Same contract as moba_ref.{name}" in getattr(moba_fast, name).__doc__
+
+
+@pytest.mark.parametrize("package", ["moba_ref", "moba_fast"])
+def test_imports_follow_the_arrows(package):
+    for path in source_files(package):
+        for name in imported_packages(path):
+            assert name in ALLOWED[package] or name in sys.stdlib_module_names, (
+                path,
+                name,
+            )
+
+
+def test_private_flash_operators_are_called_in_one_file():
+    callers = [
+        p.name for p in source_files("moba_fast") if "torch.ops" in p.read_text()
+    ]
+    assert callers == ["_flash.py"]
+
+
+def test_no_file_of_odds_and_ends():
+    stems = {path.stem for package in PACKAGES for path in source_files(package)}
+    assert not stems & {"utils", "util", "common", "helpers", "misc"}
+
+
+@pytest.mark.parametrize(("package", "most"), [("moba_ref", 150), ("moba_fast", 300)])
+def test_files_are_short(package, most):
+    for path in source_files(package):
+        assert len(path.read_text().splitlines()) <= most, path
