@@ -98,9 +98,25 @@ def test_strided_inputs_give_the_same_result():
     expected = moba_fast.moba_attention(q, k, v, **case.options)
     heads_first = [x.transpose(0, 1).contiguous().transpose(0, 1) for x in (q, k, v)]
     every_second = [x.repeat_interleave(2, dim=2)[..., ::2] for x in (q, k, v)]
-    for strided in (heads_first, every_second):
+    reversed_axes = [
+        x.permute(2, 1, 0).contiguous().permute(2, 1, 0) for x in (q, k, v)
+    ]
+    for strided in (heads_first, every_second, reversed_axes):
         assert not strided[0].is_contiguous()
         assert torch.equal(moba_fast.moba_attention(*strided, **case.options), expected)
+
+
+def test_strided_gradients_give_the_same_result():
+    case = make_case([40], block_size=4, topk=3, H=4, HK=2)
+
+    def gradients(dout):
+        leaves = [torch.tensor(x, requires_grad=True) for x in (case.q, case.k, case.v)]
+        out = moba_fast.moba_attention(*leaves, **case.options)
+        return torch.autograd.grad(out, leaves, dout)
+
+    expanded = torch.ones(1, dtype=torch.float64).expand(case.q.shape)
+    for a, b in zip(gradients(expanded), gradients(expanded.clone()), strict=True):
+        assert torch.equal(a, b)
 
 
 def test_repeated_calls_are_bit_identical():
