@@ -142,9 +142,10 @@ def check_selected(selected, q, topk, blocks):
     wrong_rows = wrong.any(-1) | (selected[..., -1] != current)
     if wrong_rows.any():
         i, h = wrong_rows.nonzero()[0].tolist()
+        readable = range(int(blocks.first_of_query[i]), int(blocks.of_query[i]))
         raise ValueError(
             f"selected must hold past blocks of the query's own sequence in ascending "
             f"order, then -1, and the current block in its last column; query {i}, "
-            f"head {h}, whose past blocks are {blocks.first_of_query[i].item()} to "
-            f"{blocks.of_query[i].item() - 1}, has {selected[i, h].tolist()}"
+            f"head {h} stands in block {readable.stop}, may read the past blocks "
+            f"{list(readable)[:9]}, and has {selected[i, h].tolist()}"
         )

@@ -4,6 +4,8 @@ import torch
 
 # Scores held at once by select_blocks: 16 MiB of float32.
 SCORES_PER_CHUNK = 2**22
+# Scores closer than this many roundings of |q| |k_mean| are tied.
+TIE_ROUNDINGS = 4
 
 
 def pool_keys(k, blocks):
@@ -59,6 +61,7 @@ def select_blocks(q, k_mean, blocks, topk):
     """
     selected = blocks.of_query.new_full((*q.shape[:2], topk), -1, dtype=torch.int32)
     selected[..., -1] = blocks.of_query[:, None]
+    norms = k_mean.norm(dim=-1).T.repeat_interleave(q.shape[1] // k_mean.shape[1], 0)
     rows = max(1, SCORES_PER_CHUNK // max(1, q.shape[1] * len(k_mean)))
     for a in range(0, len(q) if topk > 1 else 0, rows):
         first = blocks.first_of_query[a : a + rows]
@@ -66,7 +69,8 @@ def select_blocks(q, k_mean, blocks, topk):
         # Queries come in the order of their sequences, so the ends bound the chunk.
         block = torch.arange(first[0].item(), current[-1].item(), device=q.device)
         scores = past_scores(q[a : a + rows], k_mean, first, current, block)
-        past = top_blocks(scores, min(topk - 1, len(block))) + first[0]
+        q_norm, k_norm = q[a : a + rows].to(scores.dtype).norm(dim=-1), norms[:, block]
+        past = top_blocks(scores, min(topk - 1, len(block)), q_norm, k_norm) + first[0]
         readable = (past >= first[:, None, None]) & (past < current[:, None, None])
         past = past.masked_fill(~readable, len(k_mean)).sort(dim=-1).values
         past = past.masked_fill(past == len(k_mean), -1)
@@ -96,15 +100,25 @@ def past_scores(q, k_mean, first, current, block):
     return scores.masked_fill(~past[:, None], -torch.inf)
 
 
-def top_blocks(scores, count):
+def top_blocks(scores, count, q_norm, k_norm):
     """List the columns of the count largest scores; ties go to the lower column.
 
-    torch.topk leaves open which of equal scores it takes, so rows with a tie at the
-    cut are sorted stably instead. Elsewhere the set is unique.
+    A matrix product rounds equal columns differently, so scores that differ by no more
+    than its rounding are tied. Only rows with a tie at the cut need more than a topk.
+
+    Args:
+        scores: (C, H, n), -inf where a block may not be read.
+        count: columns to list, at most n.
+        q_norm: (C, H) Euclidean norm of every query.
+        k_norm: (H, n) Euclidean norm of the block means that every head reads.
+
+    Returns:
+        columns: (C, H, count), in no particular order.
 
     Example:
-        >>> top_blocks(torch.tensor([[1.0, 3.0, 3.0, 3.0]]), 2)
-        tensor([[1, 2]])
+        >>> scores, one = torch.tensor([[[1.0, 3.0, 3.0, 3.0]]]), torch.ones(1, 1)
+        >>> top_blocks(scores, 2, one, one.expand(1, 4)).sort().values
+        tensor([[[1, 2]]])
     """
     if count == 0:
         return scores.new_zeros(*scores.shape[:-1], 0, dtype=torch.int64)
@@ -112,11 +126,28 @@ def top_blocks(scores, count):
     columns = best.indices[..., :count]
     if best.values.shape[-1] > count:
         cut, next_best = best.values[..., count - 1], best.values[..., count]
-        tied = (cut == next_best) & (cut > -torch.inf)
+        both = best.indices[..., count - 1 :]
+        norms = k_norm.expand_as(scores).gather(-1, both).amax(-1) * q_norm
+        rounding = TIE_ROUNDINGS * torch.finfo(scores.dtype).eps * norms
+        tied = (cut - next_best <= rounding) & (cut > -torch.inf)
         if tied.any():
-            ordered = scores[tied].sort(dim=-1, descending=True, stable=True)
-            columns[tied] = ordered.indices[..., :count]
+            columns[tied] = first_of_tied(
+                scores[tied], cut[tied, None], rounding[tied, None], count
+            )
     return columns
+
+
+def first_of_tied(scores, cut, rounding, count):
+    """List the columns above the cut, then the lowest ones of those tied with it.
+
+    Args:
+        scores: (R, n).
+        cut: (R, 1) the count-th largest score of every row.
+        rounding: (R, 1) how far from the cut a score is still tied.
+        count: columns per row.
+    """
+    rank = (scores >= cut - rounding).int() + (scores > cut + rounding).int()
+    return rank.sort(dim=-1, descending=True, stable=True).indices[:, :count]
 
 
 def gate_dtype(x):

@@ -27,7 +27,7 @@ def agree(fast, ref, name, *, plain=None, scores=None):
 
     Args:
         fast: tensor or array to check.
-        ref: array of the same shape, from `moba_ref` in float64.
+        ref: array or tensor of the same shape, usually from `moba_ref` in float64.
         name: what to call it in the printed line.
         plain: the same result from plain PyTorch in fast's dtype, which sets the
             bound for floats; see `plain_attention`.
@@ -41,7 +41,8 @@ def agree(fast, ref, name, *, plain=None, scores=None):
         >>> agree(torch.tensor([1, 2]), np.array([1, 2]), "query")
         query         agrees: 2 integers, all equal
     """
-    rounding = torch.finfo(fast.dtype).eps if is_float(fast) else None
+    fast = torch.as_tensor(fast)
+    rounding = torch.finfo(fast.dtype).eps if fast.is_floating_point() else None
     fast, ref = to_numpy(fast), to_numpy(ref)
     if fast.shape != ref.shape:
         raise AssertionError(f"{name}: expected shape {ref.shape}, got {fast.shape}")
@@ -170,11 +171,6 @@ def selected_tokens(selected, blocks):
     token = torch.arange(len(blocks.of_token), device=chosen.device)
     causal = token <= blocks.position[:, None]
     return readable[:, :, blocks.of_token] & causal[:, None]
-
-
-def is_float(x):
-    """Tell whether a tensor or an array holds floating-point numbers."""
-    return torch.as_tensor(x).is_floating_point()
 
 
 def to_numpy(x):

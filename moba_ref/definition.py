@@ -47,7 +47,8 @@ def read_positions(q, keys, position, block_size, topk):
     """List the positions I of Eq. 2 for one query of one sequence."""
     # Rule 1: only blocks that lie wholly before the query compete.
     past = range(position // block_size)
-    affinity = [q @ keys[n * block_size : (n + 1) * block_size].mean(0) for n in past]
+    means = [keys[n * block_size : (n + 1) * block_size].mean(0) for n in past]
+    affinity = [(q * mean).sum() for mean in means]
     best = sorted(past, key=lambda n: (-affinity[n], n))[: topk - 1]
     # Rule 2: the current block always, up to the query itself.
     union = [range(n * block_size, (n + 1) * block_size) for n in best]

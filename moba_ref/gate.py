@@ -54,7 +54,8 @@ def gate_scores(q, k_mean, blocks):
     for i in range(len(q)):
         first, current = blocks.first_of_query[i], blocks.of_query[i]
         for h in range(q.shape[1]):
-            scores[i, h, first:current] = k_mean[first:current, h] @ q[i, h]
+            # A matrix product may round equal rows differently; a sum per row cannot.
+            scores[i, h, first:current] = (k_mean[first:current, h] * q[i, h]).sum(-1)
         scores[i, :, current] = np.inf
     return scores
 

@@ -20,10 +20,12 @@ def reference():
 def test_equal_values_agree_and_the_line_says_so(capsys):
     out, _, selected, scores = reference()
     agree(torch.tensor(out), out, "out")
+    agree(out.copy(), torch.tensor(out), "out")
     agree(torch.tensor(selected), selected, "selected", scores=scores)
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("out           agrees: max 0.0e+00")
-    assert lines[1] == "selected      agrees: 128 rows, 0 exempt as near ties"
+    assert lines[1] == lines[0]
+    assert lines[2] == "selected      agrees: 128 rows, 0 exempt as near ties"
 
 
 def test_an_error_beyond_the_bound_names_the_worst_place():

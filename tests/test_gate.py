@@ -73,6 +73,27 @@ def test_ties_go_to_the_lower_block(impl):
     assert selected[7].tolist() == [[0, -1, 1]] * 2
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("H", "HK"), [(1, 1), (4, 2)])
+@pytest.mark.parametrize("D", [5, 64, 100])
+def test_ties_are_not_decided_by_rounding(dtype, H, HK, D):
+    # Matrix products round equal columns differently, depending on where they stand.
+    generator = torch.Generator().manual_seed(D)
+    for n_blocks, n_queries in ((5, 1), (9, 1), (17, 3), (40, 2)):
+        block = torch.randn(2, HK, D, generator=generator).to(dtype)
+        k = torch.cat([block.repeat(n_blocks, 1, 1), block[:n_queries]])
+        blocks = FAST.partition([0, len(k)], 2, [0, n_queries])
+        q = torch.randn(n_queries, H, D, generator=generator).to(dtype)
+        selected = FAST.select_blocks(q, FAST.pool_keys(k, blocks), blocks, 4)
+        assert (selected[..., :-1] == torch.arange(3)).all()
+
+
+def test_ties_at_the_cut_keep_what_is_above_it():
+    scores = torch.tensor([[[1.0, 2, 1, 3, 1]], [[5.0, 1, 5, 5, 9]]])
+    columns = gate.top_blocks(scores, 3, torch.ones(2, 1), torch.ones(1, 5))
+    assert columns.sort(-1).values.tolist() == [[[0, 1, 3]], [[0, 2, 4]]]
+
+
 @pytest.mark.parametrize("impl", IMPLS, ids=repr)
 def test_topk_beyond_all_blocks_is_padded(impl):
     case = make_case([6], block_size=2, topk=9)

@@ -120,8 +120,8 @@ MUTATIONS = [
     Mutation(
         "future block allowed",
         "moba_ref/gate.py",
-        "scores[i, h, first:current] = k_mean[first:current, h]",
-        "scores[i, h, first:current + 2] = k_mean[first:current + 2, h]",
+        "scores[i, h, first:current] = (k_mean[first:current, h]",
+        "scores[i, h, first:current + 2] = (k_mean[first:current + 2, h]",
         "test_gate.py",
     ),
     Mutation(
@@ -134,8 +134,8 @@ MUTATIONS = [
     Mutation(
         "lower block does not win ties",
         "moba_fast/gate.py",
-        "columns[tied] = ordered.indices[..., :count]",
-        "columns[tied] = ordered.indices[..., -count:]",
+        "indices[:, :count]",
+        "indices[:, -count:]",
         "test_gate.py",
     ),
 ]
