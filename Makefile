@@ -1,0 +1,41 @@
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+
+.PHONY: help notebooks test test-slow lab lint
+
+help:
+	@echo "make notebooks   run every notebook, write pages to build/site/index.html"
+	@echo "make test        run all tests, about five minutes"
+	@echo "make test-slow   run the long searches too"
+	@echo "make lab         open JupyterLab"
+	@echo "make lint        check style and formatting"
+
+notebooks: $(INSTALLED)
+	$(BIN)/python -m moba_lab.notebooks
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: $(INSTALLED)
+	$(BIN)/python -m pytest
+
+lab: $(INSTALLED)
+	$(BIN)/jupyter lab --ServerApp.root_dir=notebooks
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+# The stamp is older than what it installed from when an install is stale.
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "expected Python 3.11 or newer, got $$($(PYTHON) --version 2>&1);" \
+			"name another one: make PYTHON=python3.11"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' || { \
+		echo "$(PYTHON) cannot make virtual environments;" \
+			"install its venv package (Debian: python3-venv)"; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt \
+		--editable '.[notebooks,dev]'
+	touch $@
