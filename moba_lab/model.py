@@ -1,0 +1,384 @@
+"""A small byte-level language model whose layers attend by MoBA or in full."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch import nn
+from torch.nn import functional
+
+import moba_fast
+from moba_fast.blocks import partition
+from moba_fast.gate import gate_scores, pool_keys
+
+CHECKPOINT = Path(__file__).parent / "checkpoints" / "stdlib.safetensors"
+KINDS = ("moba", "full")
+
+
+@dataclass(frozen=True)
+class Config:
+    """Shape of a model.
+
+    attention: for every layer "moba" or "full"; its length is the number of layers.
+    context: bytes per sequence in training; other lengths work, only less well.
+    block_size, topk: of MoBA, in bytes and in blocks; unused by full layers.
+    key_conv: width of a causal convolution over the keys, which brings the keys of one
+        word closer to each other and so helps their mean to be found; 1 is none.
+    rope_dims, rope_base: how many dimensions of a head carry the position, and the base
+        of their wave lengths. The other dimensions compare content alone, so that the
+        score of a block does not drift with its distance.
+    """
+
+    vocab_size: int = 256
+    width: int = 128
+    heads: int = 2
+    kv_heads: int = 1
+    head_dim: int = 64
+    hidden: int = 384
+    context: int = 1024
+    block_size: int = 32
+    topk: int = 4
+    attention: tuple[str, ...] = ("moba",) * 4
+    key_conv: int = 3
+    rope_dims: int = 16
+    rope_base: float = 500.0
+
+    def __post_init__(self):
+        object.__setattr__(self, "attention", tuple(self.attention))
+        for kind in self.attention:
+            _check_kind(kind)
+
+
+@dataclass(frozen=True)
+class LayerAux:
+    """What one layer read, for looking; see `Model.forward(..., return_aux=True)`.
+
+    kind: "moba" or "full".
+    q: (S, H, D); k, v: (S, HK, D), as attended, after rotary embedding.
+    cu_seqlens: (B+1,) int32.
+    blocks: partition of the keys, `moba_fast.blocks.Blocks`.
+    scores: (S, H, N), the gate's; in a full layer what a gate would have said.
+    selected: (S, H, topk) int32 block ids, -1 for none; None in a full layer.
+    """
+
+    kind: str
+    q: torch.Tensor
+    k: torch.Tensor
+    v: torch.Tensor
+    cu_seqlens: torch.Tensor
+    blocks: object
+    scores: torch.Tensor
+    selected: torch.Tensor | None
+
+    def weights(self, query):
+        """Compute the attention that one query gave to every key.
+
+        Args:
+            query: index of the query token, 0 to S-1.
+
+        Returns:
+            (H, S); each row sums to 1 and is 0 for keys that were not read.
+        """
+        heads, group = self.q.shape[1], self.q.shape[1] // self.k.shape[1]
+        keys = self.k.repeat_interleave(group, dim=1)
+        logits = (
+            torch.einsum("hd,shd->hs", self.q[query], keys) * self.q.shape[-1] ** -0.5
+        )
+        token = torch.arange(len(self.k), device=self.k.device)
+        first = self.cu_seqlens[self.cu_seqlens <= query][-1]
+        read = ((token >= first) & (token <= query)).expand(heads, -1)
+        if self.selected is not None:
+            of_token = torch.as_tensor(self.blocks.of_token)
+            chosen = self.selected[query][:, None, :] == of_token[None, :, None]
+            read = read & chosen.any(-1)
+        return logits.masked_fill(~read, -torch.inf).softmax(-1)
+
+
+class Attention(nn.Module):
+    """Causal grouped-query attention with rotary positions, by MoBA or in full."""
+
+    def __init__(self, config, kind):
+        super().__init__()
+        self.config, self.kind = config, kind
+        inner = config.heads * config.head_dim
+        inner_kv = config.kv_heads * config.head_dim
+        self.to_q = nn.Linear(config.width, inner, bias=False)
+        self.to_k = nn.Linear(config.width, inner_kv, bias=False)
+        self.to_v = nn.Linear(config.width, inner_kv, bias=False)
+        self.to_out = nn.Linear(inner, config.width, bias=False)
+        self.key_conv = nn.Parameter(torch.zeros(config.key_conv - 1, inner_kv))
+        self.q_norm = nn.RMSNorm(config.head_dim, eps=1e-6)
+        self.k_norm = nn.RMSNorm(config.head_dim, eps=1e-6)
+
+    def forward(self, x, position, cu_seqlens, return_aux=False):
+        """Map (S, width) to (S, width), with `return_aux` to `(result, aux)`."""
+        split = (-1, self.config.head_dim)
+        keys = add_previous(self.to_k(x), self.key_conv, position)
+        rope = _rope(position, self.config)
+        q = _rotate(self.q_norm(self.to_q(x).unflatten(-1, split)), rope)
+        k = _rotate(self.k_norm(keys.unflatten(-1, split)), rope)
+        v = self.to_v(x).unflatten(-1, split)
+        selected = None
+        if self.kind == "full":
+            out = full_attention(q, k, v, cu_seqlens)
+        else:
+            out, _, selected = moba_fast.moba_attention(
+                q,
+                k,
+                v,
+                block_size=self.config.block_size,
+                topk=self.config.topk,
+                cu_seqlens=cu_seqlens,
+                return_aux=True,
+            )
+        out = self.to_out(out.flatten(1))
+        if not return_aux:
+            return out
+        return out, self._aux(q, k, v, cu_seqlens, selected)
+
+    def _aux(self, q, k, v, cu_seqlens, selected):
+        blocks = partition(cu_seqlens, self.config.block_size)
+        scores = gate_scores(q, pool_keys(k, blocks), blocks)
+        return LayerAux(self.kind, q, k, v, cu_seqlens, blocks, scores, selected)
+
+
+class SwiGLU(nn.Module):
+    """Gated feed-forward network."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.gate = nn.Linear(config.width, config.hidden, bias=False)
+        self.up = nn.Linear(config.width, config.hidden, bias=False)
+        self.down = nn.Linear(config.hidden, config.width, bias=False)
+
+    def forward(self, x):
+        """Map (S, width) to (S, width)."""
+        return self.down(functional.silu(self.gate(x)) * self.up(x))
+
+
+class Layer(nn.Module):
+    """Attention, then feed-forward, each on normalised input and added to it."""
+
+    def __init__(self, config, kind):
+        super().__init__()
+        self.attention_norm = nn.RMSNorm(config.width, eps=1e-6)
+        self.attention = Attention(config, kind)
+        self.mlp_norm = nn.RMSNorm(config.width, eps=1e-6)
+        self.mlp = SwiGLU(config)
+
+    def forward(self, x, position, cu_seqlens, return_aux=False):
+        """Map (S, width) to (S, width), with `return_aux` to `(result, aux)`."""
+        x_norm = self.attention_norm(x)
+        attended = self.attention(x_norm, position, cu_seqlens, return_aux)
+        attended, aux = attended if return_aux else (attended, None)
+        x = x + attended
+        x = x + self.mlp(self.mlp_norm(x))
+        return (x, aux) if return_aux else x
+
+
+class Model(nn.Module):
+    """Decoder-only transformer over bytes: RMSNorm, rotary positions, tied embedding.
+
+    Several texts travel as one pack: a flat row of tokens and the offsets `cu_seqlens`.
+
+    >>> model = Model(Config(width=16, hidden=16, heads=2, kv_heads=1, head_dim=8))
+    >>> tokens = torch.arange(100)
+    >>> model(tokens).shape
+    torch.Size([100, 256])
+    >>> logits, aux = model(tokens, return_aux=True)
+    >>> aux[0].selected[99].tolist()  # three earlier blocks of 32 bytes, then its own
+    [[0, 1, 2, 3], [0, 1, 2, 3]]
+    """
+
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Embedding(config.vocab_size, config.width)
+        self.layers = nn.ModuleList(Layer(config, kind) for kind in config.attention)
+        self.norm = nn.RMSNorm(config.width, eps=1e-6)
+        self.apply(_initialise)
+        for layer in self.layers:
+            for linear in (layer.attention.to_out, layer.mlp.down):
+                linear.weight.data *= (2 * len(self.layers)) ** -0.5
+
+    @property
+    def attention(self):
+        """The kind of every layer's attention, "moba" or "full"."""
+        return tuple(layer.attention.kind for layer in self.layers)
+
+    def set_attention(self, kind, layers=None):
+        """Switch layers to "moba" or "full"; both use the same parameters.
+
+        Args:
+            kind: "moba" or "full", or one of them for every layer named.
+            layers: indices of the layers to switch; None means all.
+
+        Raises:
+            ValueError: a kind is neither "moba" nor "full", or their number is not
+                that of the layers.
+        """
+        layers = range(len(self.layers)) if layers is None else layers
+        kinds = [kind] * len(layers) if isinstance(kind, str) else list(kind)
+        if len(kinds) != len(layers):
+            raise ValueError(
+                f"expected one kind for each of {len(layers)} layers, got "
+                f"{len(kinds)}; pass one string to switch them all alike"
+            )
+        for index, each in zip(layers, kinds, strict=True):
+            _check_kind(each)
+            self.layers[index].attention.kind = each
+
+    def forward(self, tokens, cu_seqlens=None, return_aux=False):
+        """Predict the next byte at every position.
+
+        Args:
+            tokens: (S,) int64, byte values of all sequences in a row.
+            cu_seqlens: (B+1,) int32 offsets of the sequences; None means one sequence.
+            return_aux: also return what the layers read.
+
+        Returns:
+            logits (S, vocab_size); with `return_aux`, `(logits, [LayerAux, ...])`.
+        """
+        if cu_seqlens is None:
+            ends = [0, len(tokens)]
+            cu_seqlens = torch.tensor(ends, dtype=torch.int32, device=tokens.device)
+        lengths = cu_seqlens.diff()
+        starts = cu_seqlens[:-1].repeat_interleave(lengths)
+        position = torch.arange(len(tokens), device=tokens.device) - starts
+        x, read = self.embedding(tokens), []
+        for layer in self.layers:
+            x = layer(x, position, cu_seqlens, return_aux)
+            if return_aux:
+                x, aux = x
+                read.append(aux)
+        logits = functional.linear(self.norm(x), self.embedding.weight)
+        return (logits, read) if return_aux else logits
+
+    def losses(self, tokens, targets, cu_seqlens=None):
+        """Return the cross-entropy of every position, (S,) in nats."""
+        logits = self(tokens, cu_seqlens).float()
+        return functional.cross_entropy(logits, targets, reduction="none")
+
+
+def full_attention(q, k, v, cu_seqlens):
+    """Attend causally to every earlier token of the same sequence.
+
+    Args:
+        q: (S, H, D).
+        k: (S, HK, D), HK divides H.
+        v: (S, HK, D).
+        cu_seqlens: (B+1,) offsets of the sequences.
+
+    Returns:
+        (S, H, D).
+    """
+    group = q.shape[1] // k.shape[1]
+    k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
+    lengths = cu_seqlens.diff().tolist()
+    if len(set(lengths)) == 1:
+        return _attend_equal(q, k, v, len(lengths))
+    parts = zip(*(x.split(lengths) for x in (q, k, v)), strict=True)
+    return torch.cat([_attend_equal(*part, 1) for part in parts if len(part[0])])
+
+
+def add_previous(x, weight, position):
+    """Add to every token its predecessors in the same sequence, weighted by channel.
+
+    Args:
+        x: (S, C).
+        weight: (n, C), row i for the token i+1 places before.
+        position: (S,) place of every token in its sequence, from 0.
+
+    Returns:
+        (S, C).
+
+    >>> x = torch.tensor([[1.0], [10.0], [100.0]])
+    >>> add_previous(x, torch.ones(1, 1), torch.tensor([0, 1, 0])).ravel()
+    tensor([  1.,  11., 100.])
+    """
+    out = x
+    for lag, row in enumerate(weight, start=1):
+        previous = functional.pad(x, (0, 0, lag, 0))[: len(x)]
+        out = out + row * previous.masked_fill((position < lag)[:, None], 0.0)
+    return out
+
+
+def load_checkpoint(path=None):
+    """Load a model for inference.
+
+    Args:
+        path: a file written by `python -m moba_lab.train --export`; None means the
+            model shipped with this package.
+
+    Returns:
+        `Model`, float32, in evaluation mode.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+    """
+    path = CHECKPOINT if path is None else Path(path)
+    if not path.exists():
+        raise FileNotFoundError(
+            f"expected a model at {path}, found none; make one with "
+            "`python -m moba_lab.train --export PATH`"
+        )
+    with safe_open(path, framework="pt") as file:
+        config = json.loads(file.metadata()["config"])
+        weights = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
+    model = Model(Config(**config))
+    model.load_state_dict(weights)
+    return model.eval()
+
+
+def load_card(path=None):
+    """Read the card of a model: how it was made, and what was measured on it.
+
+    Args:
+        path: the model's file; None means the model shipped with this package.
+
+    Returns:
+        dict, as `python -m moba_lab.train --export` wrote it.
+    """
+    path = CHECKPOINT if path is None else Path(path)
+    return json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+
+
+def config_json(config):
+    """Write a `Config` as JSON; `Config(**json.loads(...))` reads it."""
+    return json.dumps(asdict(config))
+
+
+def _attend_equal(q, k, v, batch):
+    q, k, v = (x.unflatten(0, (batch, -1)).transpose(1, 2) for x in (q, k, v))
+    out = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+    return out.transpose(1, 2).flatten(0, 1)
+
+
+def _rope(position, config):
+    """Return (cos, sin), each (S, 1, rotated / 2), for positions in each sequence."""
+    rotated = min(config.rope_dims, config.head_dim)
+    exponent = torch.arange(0, rotated, 2, device=position.device)
+    frequency = config.rope_base ** -(exponent / rotated)
+    angle = position[:, None] * frequency
+    return angle.cos()[:, None], angle.sin()[:, None]
+
+
+def _rotate(x, rope):
+    cos, sin = rope
+    half = cos.shape[-1]
+    a, b, rest = x.split([half, half, x.shape[-1] - 2 * half], dim=-1)
+    return torch.cat([a * cos - b * sin, a * sin + b * cos, rest], dim=-1)
+
+
+def _initialise(module):
+    if isinstance(module, (nn.Linear, nn.Embedding)):
+        nn.init.normal_(module.weight, std=0.02)
+
+
+def _check_kind(kind):
+    if kind not in KINDS:
+        raise ValueError(
+            f'expected "moba" or "full" for a layer\'s attention, got {kind!r}'
+        )

@@ -1,0 +1,48 @@
+"""Picture MoBA: arrays or tensors in, a matplotlib Figure out, nothing computed.
+
+Every function returns a Figure that carries its sentence, `fig.what_to_see`, and its
+text for screen readers, `fig.alt`; `show(fig)` shows both. Queries run downwards and
+blocks to the right; the colours of the four states are in `style.py`.
+"""
+
+from moba_lab.viz.blocks import block_ruler
+from moba_lab.viz.errors import error_map
+from moba_lab.viz.gate import gate_map
+from moba_lab.viz.lines import line_heatmap
+from moba_lab.viz.load import load, load_histogram
+from moba_lab.viz.mask import token_mask
+from moba_lab.viz.merge import block_weights, merge_weights
+from moba_lab.viz.movie import film, film_stills
+from moba_lab.viz.page import text_html
+from moba_lab.viz.route import route_picture
+from moba_lab.viz.select import selection_heatmap
+from moba_lab.viz.show import show
+from moba_lab.viz.states import states, token_states
+from moba_lab.viz.strip import query_strip
+from moba_lab.viz.style import State
+from moba_lab.viz.terminal import ascii
+from moba_lab.viz.text import text_blocks
+
+__all__ = [
+    "State",
+    "ascii",
+    "block_ruler",
+    "block_weights",
+    "error_map",
+    "film",
+    "film_stills",
+    "gate_map",
+    "line_heatmap",
+    "load",
+    "load_histogram",
+    "merge_weights",
+    "query_strip",
+    "route_picture",
+    "selection_heatmap",
+    "show",
+    "states",
+    "text_blocks",
+    "text_html",
+    "token_mask",
+    "token_states",
+]

@@ -1,0 +1,171 @@
+"""Picture how much every partial attention weighs in the merged result."""
+
+import numpy as np
+
+from moba_lab.viz.layout import array, check_index, layout
+from moba_lab.viz.load import pair_lists
+from moba_lab.viz.style import (
+    COLOR,
+    HATCH,
+    INK,
+    State,
+    canvas,
+    finish,
+    legend,
+    name_axes,
+    styled,
+)
+
+
+def block_weights(lse_current, lse_past, routing, blocks, head=0):
+    """Return the share of every block in the softmax of every query.
+
+    Args:
+        lse_current: (S, H) from `attend_current`.
+        lse_past: (P,) from `attend_past`.
+        routing: Routing.
+        blocks: Blocks.
+        head: which head.
+
+    Returns:
+        (S, N) float64; every row adds up to 1, blocks that are not read have 0.
+
+    Raises:
+        ValueError: if a shape does not fit blocks or routing.
+        IndexError: if head is not one of the H heads.
+    """
+    grid = layout(blocks)
+    queries, offsets = pair_lists(routing, grid)
+    lse_current, lse_past = array(lse_current), array(lse_past)
+    if lse_current.shape != (grid.S, len(offsets)):
+        raise ValueError(
+            f"lse_current must be (S, H) = ({grid.S}, {len(offsets)}), "
+            f"got {lse_current.shape}"
+        )
+    if lse_past.shape != queries.shape:
+        raise ValueError(f"lse_past must be {queries.shape}, got {lse_past.shape}")
+    offsets = offsets[check_index(head, len(offsets), "head")]
+    pairs = slice(offsets[0], offsets[-1])
+    lse = np.full((grid.S, grid.N), -np.inf)
+    lse[np.arange(grid.S), grid.of_query] = lse_current[:, head]
+    block = np.repeat(np.arange(grid.N), np.diff(offsets))
+    lse[queries[pairs], block] = lse_past[pairs]
+    weights = np.exp(lse - lse.max(axis=1, keepdims=True))
+    return weights / weights.sum(axis=1, keepdims=True)
+
+
+def merge_weights(weights, queries=None, blocks=None, parts=None):
+    """Draw the weight of every partial attention as one stacked bar per query.
+
+    Paper: section 2.3, "combine", online softmax.
+
+    Args:
+        weights: (S, N) from `block_weights`; or (R, M) weights of any M parts, each
+            row adding up to 1, such as exp(lse_part - lse_merged).
+        queries: the rows to draw; None: up to eight spread over all rows.
+        blocks: Blocks, if the columns are its blocks: the current one is orange.
+        parts: M names, if the columns are not blocks; "current" is orange.
+
+    Returns:
+        Figure.
+
+    Raises:
+        ValueError: if weights is not two-dimensional, has a negative weight or a row
+            that does not add up to 1, or if names or blocks do not fit its shape.
+        IndexError: if a query does not exist.
+    """
+    weights = check_weights(array(weights))
+    R, M = weights.shape
+    grid = None if blocks is None else layout(blocks)
+    if grid is not None and (R, M) != (grid.S, grid.N):
+        raise ValueError(
+            f"with blocks, weights must be (S, N) = ({grid.S}, {grid.N}), "
+            f"got {weights.shape}"
+        )
+    if parts is not None and len(parts) != M:
+        raise ValueError(f"parts must hold {M} names, got {len(parts)}")
+    if queries is None:
+        queries = np.unique(np.linspace(0, R - 1, min(R, 8)).round().astype(int))
+    queries = [check_index(query, R, "query") for query in np.atleast_1d(queries)]
+    names = [str(name) for name in (range(M) if parts is None else parts)]
+    mine = names.index("current") if "current" in names else -1
+    own = [mine if grid is None else grid.of_query[query] for query in queries]
+    with styled():
+        fig = canvas(1.6 + 0.4 * len(queries))
+        ax = fig.subplots()
+        for row, query in enumerate(queries):
+            draw_bar(ax, row, weights[query], names, own[row])
+        ax.set(xlim=(0, 1), ylim=(len(queries) - 0.5, -0.5))
+        ax.set_yticks(range(len(queries)), queries)
+        what = "part" if grid is None else "key block"
+        y = "query" if grid is None else "query position"
+        name_axes(ax, f"share of the merged softmax (in the bars: {what})", y)
+        ax.spines[["top", "right"]].set_visible(False)
+        if mine >= 0 or grid is not None:
+            legend(fig, (State.SELECTED, State.CURRENT))
+        return finish(fig, *findings(weights, queries, names, own, what))
+
+
+def check_weights(weights):
+    """Return weights (R, M) or say what is wrong with them."""
+    if weights.ndim != 2:
+        raise ValueError(f"weights must be (queries, parts), got {weights.shape}")
+    total = weights.sum(axis=1)
+    # Negated, so that NaN is refused too.
+    bad = np.flatnonzero(~((weights >= 0).all(axis=1) & (abs(total - 1) < 1e-3)))
+    if len(bad):
+        raise ValueError(
+            f"the weights of a query are at least 0 and add up to 1, "
+            f"row {bad[0]} adds up to {total[bad[0]]:.4g}"
+        )
+    return weights
+
+
+def draw_bar(ax, row, weights, names, own):
+    """Draw the bar of one query, part after part, with names where they fit."""
+    left = 0.0
+    for part in np.flatnonzero(weights > 0):
+        state = State.CURRENT if part == own else State.SELECTED
+        wide = weights[part]
+        ax.barh(
+            row,
+            wide,
+            left=left,
+            height=0.7,
+            color=COLOR[state],
+            edgecolor="black" if state == State.CURRENT else "white",
+            lw=0.8,
+            hatch=HATCH if state == State.CURRENT else None,
+        )
+        if wide * 70 > len(names[part]) + 1:
+            ax.text(
+                left + wide / 2,
+                row,
+                names[part],
+                color=INK[state],
+                ha="center",
+                va="center",
+                bbox={"fc": COLOR[state], "ec": "none", "pad": 2},
+            )
+        left += wide
+
+
+def findings(weights, queries, names, own, what):
+    """Return title and sentence about the heaviest part."""
+    shown = weights[queries]
+    row, part = np.unravel_index(shown.argmax(), shown.shape)
+    past = [1 - (line[o] if o >= 0 else 0) for line, o in zip(shown, own, strict=True)]
+    most = int(np.argmax(past))
+    if own[most] < 0 or not past[most]:
+        return "Every query weighs its parts by exp(lse), and the bars add up to 1", (
+            f"the largest share is {shown[row, part]:.0%}, {what} {names[part]} for "
+            f"query {queries[row]}."
+        )
+    source = "past blocks" if what == "key block" else "the other parts"
+    best = int(np.argmax(np.where(np.arange(len(names)) == own[most], 0, shown[most])))
+    return (
+        f"Query {queries[most]} takes {past[most]:.0%} of its result from {source}",
+        f"the bar of query {queries[most]} is {shown[most, best]:.0%} {what} "
+        f"{names[best]} and {shown[most, own[most]]:.0%} current; parts are "
+        f"weighed by exp(lse), and every bar adds up to 1.",
+    )

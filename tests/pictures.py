@@ -1,0 +1,54 @@
+"""Inputs that the tests of `moba_lab.viz` draw."""
+
+from types import SimpleNamespace
+
+import numpy as np
+
+from moba_lab.example import running_example
+from moba_ref import (
+    attend_current,
+    attend_past,
+    gate_scores,
+    partition,
+    pool_keys,
+    route,
+    select_blocks,
+)
+
+
+def scene(q, k, v, cu_seqlens, block_size, topk):
+    """Run the stages once and keep what figures are made from."""
+    blocks = partition(cu_seqlens, block_size)
+    k_mean = pool_keys(k, blocks)
+    selected = select_blocks(q, k_mean, blocks, topk)
+    routing = route(selected, blocks)
+    scale = q.shape[-1] ** -0.5
+    return SimpleNamespace(
+        blocks=blocks,
+        scores=gate_scores(q, k_mean, blocks),
+        selected=selected,
+        routing=routing,
+        lse_current=attend_current(q, k, v, blocks, scale)[1],
+        lse_past=attend_past(q, k, v, routing, blocks, scale)[1],
+    )
+
+
+def example(packed=False):
+    e = running_example(packed=packed)
+    return scene(e.q, e.k, e.v, e.cu_seqlens, e.block_size, e.topk)
+
+
+def large():
+    """Make 512 tokens in five sequences, one of them empty, and 8 heads."""
+    q, k, v = np.random.default_rng(0).normal(size=(3, 512, 8, 4))
+    return scene(q, k, v, [0, 100, 101, 101, 300, 512], block_size=16, topk=4)
+
+
+def pack_by_hand():
+    """Make 9 tokens in two sequences whose choices are written out below.
+
+    Blocks of 2 tokens: 0 (0, 1), 1 (2, 3), 2 (4); then 3 (5, 6), 4 (7, 8).
+    """
+    rows = [[-1, 0], [-1, 0], [0, 1], [0, 1], [1, 2], [-1, 3], [-1, 3], [3, 4], [3, 4]]
+    selected = np.array(rows, dtype=np.int32)[:, None]
+    return partition([0, 5, 9], block_size=2), selected

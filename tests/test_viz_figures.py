@@ -1,0 +1,408 @@
+"""Every figure is readable, says what it shows, and shows what it was given."""
+
+import re
+from itertools import combinations
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+from matplotlib import pyplot as plt
+from matplotlib.text import Text
+from pictures import example, large, pack_by_hand
+
+from moba_lab import viz
+from moba_lab.viz import State
+from moba_lab.viz.style import COLOR
+
+SCENES = {"plain": example(), "packed": example(packed=True), "large": large()}
+TEXT = bytes(range(32, 127)) * 6
+QUERIES = {"plain": [2, 22], "packed": [12, 14, 20, 31], "large": [5, 100, 511]}
+NAMES = [
+    "block_ruler",
+    "gate_map",
+    "selection_heatmap",
+    "query_strip",
+    "token_mask",
+    "load_histogram",
+    "merge_weights",
+    "error_map",
+    "route_picture",
+    "film_stills",
+    "text_blocks",
+    "line_heatmap",
+]
+
+
+def draw(name, which="plain"):
+    s = SCENES[which]
+    tokens, few = len(s.selected), QUERIES[which]
+    text = b"\n".join(re.findall(rb".{1,23}", TEXT))[:tokens]
+    weights = viz.block_weights(s.lse_current, s.lse_past, s.routing, s.blocks)
+    error = np.abs(s.lse_current - s.lse_current.astype(np.float32))
+    return {
+        "block_ruler": lambda: viz.block_ruler(s.blocks),
+        "gate_map": lambda: viz.gate_map(s.scores, s.blocks),
+        "selection_heatmap": lambda: viz.selection_heatmap(s.selected, s.blocks),
+        "query_strip": lambda: viz.query_strip(s.selected, s.scores, few, s.blocks),
+        "token_mask": lambda: viz.token_mask(s.selected, s.blocks, head=1),
+        "load_histogram": lambda: viz.load_histogram(s.routing, s.blocks),
+        "merge_weights": lambda: viz.merge_weights(weights, few, s.blocks),
+        "error_map": lambda: viz.error_map(error, "lse", tolerance=1e-6),
+        "route_picture": lambda: viz.route_picture(s.routing, s.blocks),
+        "film_stills": lambda: viz.film_stills(s.selected, s.blocks),
+        "text_blocks": lambda: viz.text_blocks(text, s.blocks, s.selected, few[-1:]),
+        "line_heatmap": lambda: viz.line_heatmap(text, s.blocks, s.selected),
+    }[name]()
+
+
+@pytest.fixture(scope="module")
+def figures():
+    made = {}
+
+    def get(name, which):
+        if (name, which) not in made:
+            made[name, which] = draw(name, which)
+        return made[name, which]
+
+    return get
+
+
+def all_figures(test):
+    pairs = [
+        (n, w) for n in NAMES for w in SCENES if (n, w) != ("route_picture", "large")
+    ]
+    return pytest.mark.parametrize(("name", "which"), pairs)(test)
+
+
+def texts(fig):
+    found = [t for t in fig.findobj(Text) if t.get_visible() and t.get_text().strip()]
+    hidden = [ax for ax in fig.findobj(plt.Axes) if not ax.get_visible()]
+    inside = {t for ax in hidden for t in ax.findobj(Text)}
+    return [t for t in found if t not in inside and not off_axis(t)]
+
+
+def off_axis(text):
+    """Tell whether a text is the label of a tick outside the limits, never drawn."""
+    for axis in (a for ax in text.figure.axes for a in (ax.xaxis, ax.yaxis)):
+        for tick in axis.get_major_ticks():
+            if text in (tick.label1, tick.label2):
+                low, high = sorted(axis.get_view_interval())
+                return not low <= tick.get_loc() <= high
+    return False
+
+
+def data_axes(fig):
+    return [
+        ax for ax in fig.axes if ax.get_visible() and ax.get_label() != "<colorbar>"
+    ]
+
+
+@all_figures
+def test_size_and_text_size(figures, name, which):
+    fig = figures(name, which)
+    width, height = fig.get_size_inches()
+    assert width <= 8
+    assert 1 < height <= 9
+    assert fig.dpi == 100
+    assert min(t.get_fontsize() for t in texts(fig)) >= 9
+
+
+@all_figures
+def test_texts_neither_overlap_nor_leave_the_figure(figures, name, which):
+    fig = figures(name, which)
+    boxes = [(t.get_text(), Text.get_window_extent(t)) for t in texts(fig)]
+    edge = fig.bbox
+    for text, box in boxes:
+        assert min(box.x0, box.y0, edge.x1 - box.x1, edge.y1 - box.y1) >= -1, text
+    for (one, a), (two, b) in combinations(boxes, 2):
+        wide = min(a.x1, b.x1) - max(a.x0, b.x0)
+        high = min(a.y1, b.y1) - max(a.y0, b.y0)
+        assert wide < 2 or high < 2, f"{one!r} lies on {two!r}"
+
+
+@all_figures
+def test_axes_are_labelled_and_queries_run_downwards(figures, name, which):
+    axes = data_axes(figures(name, which))
+    outer = [ax for ax in axes if ax.get_subplotspec().is_last_row()]
+    assert all(ax.get_xlabel() for ax in outer)
+    if name != "block_ruler":
+        assert axes[0].get_ylabel()
+    if "query" in axes[0].get_ylabel():
+        bottom, top = axes[0].get_ylim()
+        assert bottom > top
+
+
+@all_figures
+def test_figures_carry_their_words(figures, name, which):
+    fig = figures(name, which)
+    title = fig.get_suptitle()
+    assert " ".join(title.split()) == " ".join(fig.finding.split())
+    assert fig.what_to_see.endswith(".")
+    assert "nan" not in fig.alt
+    assert fig.alt.startswith(fig.finding)
+    assert fig.alt.lower().endswith(fig.what_to_see.lower())
+
+
+def test_the_selection_heatmap_shows_states_with_their_marks():
+    s = SCENES["plain"]
+    fig = viz.selection_heatmap(s.selected, s.blocks, query=22)
+    expected = viz.states(s.selected, s.blocks)
+    for head, ax in enumerate(fig.axes):
+        cells = ax.images[0].get_array()
+        np.testing.assert_array_equal(cells, expected[:, head])
+        dots = {tuple(p) for line in ax.lines for p in line.get_xydata().astype(int)}
+        row, column = np.nonzero(expected[:, head] == State.SELECTED)
+        assert dots == set(zip(column.tolist(), row.tolist(), strict=True))
+        hatched = [p for p in ax.patches if p.get_hatch()]
+        assert sum(p.get_height() for p in hatched) == 32
+    assert fig.what_to_see == (
+        "row 22 (outlined), head 0: query 22 reads blocks 0, 1 and its own, 5."
+    )
+    assert fig.finding.startswith("A query reads at most 3 of 8 blocks: 58%")
+
+
+def test_the_four_states_have_the_colours_of_the_project():
+    assert [COLOR[state] for state in list(State)[:4]] == [
+        "#FFFFFF",
+        "#D9D9D9",
+        "#0072B2",
+        "#E69F00",
+    ]
+    legend = draw("selection_heatmap").legends[0]
+    words = [text.get_text() for text in legend.get_texts()]
+    assert words == ["future", "past, not selected", "past, selected", "current"]
+
+
+def test_a_pack_and_a_leak_have_their_words_in_the_legend():
+    blocks, selected = pack_by_hand()
+    selected[2, 0, 0] = 2
+    fig = viz.selection_heatmap(selected, blocks)
+    words = [text.get_text() for text in fig.legends[0].get_texts()]
+    assert words[0] == "future or other sequence"
+    assert words[-1] == "read against the rules"
+    assert fig.finding.endswith("1 against the rules")
+
+
+def test_heads_choose_panels():
+    s = SCENES["large"]
+    assert len(viz.selection_heatmap(s.selected, s.blocks).axes) == 8
+    fig = viz.selection_heatmap(s.selected, s.blocks, heads=[6, 2])
+    assert [ax.get_title() for ax in fig.axes] == ["head 6", "head 2"]
+    assert len(viz.selection_heatmap(s.selected, s.blocks, heads=3).axes) == 1
+
+
+def test_the_strip_writes_the_score_of_every_past_block():
+    blocks, selected = pack_by_hand()
+    scores = np.full((9, 1, 5), -np.inf)
+    scores[4, 0, :3] = [-1.25, 2.5, np.inf]
+    fig = viz.query_strip(selected, scores, [4], blocks)
+    written = {t.get_position(): t.get_text() for t in fig.axes[0].texts}
+    assert written == {(0, 0): "-1.2", (1, 0): "2.5", (2, 0): "own"}
+    assert fig.finding == (
+        "Head 0: query 4 takes the best 1 past block of 2: 2.5 gets in, -1.2 does not"
+    )
+    assert fig.what_to_see == "query 4 reads block 1 and its own, 2."
+    scores[4, 0, 0] = 9
+    fig = viz.query_strip(selected, scores, [4], blocks)
+    assert "query 4 passes over a better score, 9.0, for 2.5" in fig.finding
+
+
+def test_the_gate_map_writes_scores_and_leaves_the_future_white():
+    s = SCENES["packed"]
+    fig = viz.gate_map(s.scores, s.blocks, head=1)
+    past = np.isfinite(s.scores[:, 1])
+    own, scores = fig.axes[0].images
+    np.testing.assert_array_equal(~scores.get_array().mask, past)
+    np.testing.assert_array_equal(
+        ~np.ma.getmaskarray(own.get_array()), np.isposinf(s.scores[:, 1])
+    )
+    assert len([t for t in fig.axes[0].texts if t.get_text()]) == past.sum()
+    query, block = np.unravel_index(
+        np.where(past, s.scores[:, 1], -np.inf).argmax(), past.shape
+    )
+    assert fig.finding.startswith(f"Head 1: query {query} scores block {block} highest")
+
+
+def test_the_ruler_names_offsets_blocks_and_tails():
+    fig = viz.block_ruler(SCENES["packed"].blocks)
+    ax = fig.axes[0]
+    assert [t.get_text() for t in ax.get_xticklabels()] == ["0", "13", "16", "32"]
+    bold = [t.get_text() for t in ax.texts if t.get_fontweight() == "bold"]
+    assert bold == [str(n) for n in range(9)]
+    assert "3 (1 token) and 4 (3 tokens)" in fig.what_to_see
+    assert fig.finding.endswith("9 blocks of 4, 2 of them short")
+    assert "sequence 2" in viz.block_ruler(SCENES["large"].blocks).what_to_see
+
+
+def test_the_ruler_writes_token_texts_as_they_are():
+    blocks, _ = pack_by_hand()
+    fig = viz.block_ruler(blocks, tokens=list("a$b$<c>_^"))
+    assert [t.get_text() for t in fig.axes[0].texts if t.get_text()][5:14] == list(
+        "a$b$<c>_^"
+    )
+    with pytest.raises(ValueError, match="9 texts, got 2"):
+        viz.block_ruler(blocks, tokens=["a", "b"])
+
+
+def test_load_from_routing_equals_load_from_selected():
+    s = SCENES["packed"]
+    loads = viz.load(s.selected, s.blocks)
+    np.testing.assert_array_equal(viz.load(s.routing, s.blocks), loads)
+    fig = viz.load_histogram(s.routing, s.blocks)
+    for head, ax in enumerate(fig.axes):
+        chose = [bar.get_height() for bar in ax.containers[1]]
+        np.testing.assert_array_equal(chose, loads[head])
+    head, block = np.unravel_index(loads.argmax(), loads.shape)
+    assert f"Head {head} sends {loads.max()} queries to block {block}" in fig.finding
+
+
+def test_a_load_of_nothing_is_said():
+    blocks, selected = pack_by_hand()
+    fig = viz.load_histogram(selected[..., -1:], blocks)
+    assert fig.finding == "No query reads a past block"
+
+
+@pytest.mark.parametrize("head", [0, 1])
+def test_block_weights_are_the_shares_of_the_softmax(head):
+    from moba_lab.example import running_example
+    from moba_ref import token_mask
+
+    e, s = running_example(packed=True), SCENES["packed"]
+    settings = {"block_size": e.block_size, "topk": e.topk}
+    mask = token_mask(e.q, e.k, cu_seqlens=e.cu_seqlens, **settings)[:, head]
+    share = np.where(mask, np.exp(e.q[:, head] @ e.k[:, head].T / np.sqrt(8)), 0)
+    share /= share.sum(axis=1, keepdims=True)
+    expected = np.add.reduceat(share, s.blocks.start, axis=1)
+    got = viz.block_weights(s.lse_current, s.lse_past, s.routing, s.blocks, head)
+    np.testing.assert_allclose(got, expected, atol=1e-12)
+
+
+def test_bars_of_the_merge_have_the_widths_of_the_weights():
+    fig = viz.merge_weights([[0.25, 0.75], [1, 0]], parts=["current", "past $1"])
+    bars = [(p.get_y(), p.get_x(), p.get_width()) for p in fig.axes[0].patches]
+    assert bars == [(-0.35, 0, 0.25), (-0.35, 0.25, 0.75), (0.65, 0, 1)]
+    names = [t.get_text() for t in fig.axes[0].texts]
+    assert names == ["current", "past $1", "current"]
+    assert fig.finding == "Query 0 takes 75% of its result from the other parts"
+
+
+def test_merge_weights_that_are_no_shares_are_refused():
+    with pytest.raises(ValueError, match=r"row 1 adds up to 1\.5"):
+        viz.merge_weights([[0.5, 0.5], [0.5, 1.0]])
+    with pytest.raises(ValueError, match="row 0 adds up to nan"):
+        viz.merge_weights([[np.nan, 0.5]])
+    with pytest.raises(ValueError, match=r"\(queries, parts\), got \(2,\)"):
+        viz.merge_weights([0.5, 0.5])
+    with pytest.raises(ValueError, match="2 names, got 1"):
+        viz.merge_weights([[0.5, 0.5]], parts=["a"])
+    blocks, _ = pack_by_hand()
+    with pytest.raises(ValueError, match=r"\(S, N\) = \(9, 5\), got \(1, 2\)"):
+        viz.merge_weights([[0.5, 0.5]], blocks=blocks)
+
+
+def test_the_error_map_finds_the_worst_pair_of_any_sign():
+    error = np.full((6, 2, 3), 1e-8)
+    error[4, 1, 2] = -3e-5
+    fig = viz.error_map(error, "dq", tolerance=1e-5)
+    assert fig.finding == (
+        "dq differs by at most 3.0e-05, at query 4, head 1: "
+        "more than the 1.0e-05 allowed"
+    )
+    drawn = fig.axes[0].images[0]
+    assert drawn.get_array().max() == 3e-5
+    assert type(drawn.norm).__name__ == "LogNorm"
+    ring = fig.axes[0].lines[0].get_xydata().tolist()
+    assert ring == [[1, 4]]
+
+
+def test_the_error_map_of_equal_results_and_of_nan():
+    assert viz.error_map(np.zeros((4, 2))).finding == "out is exactly equal"
+    broken = np.zeros((4, 2))
+    broken[3, 1] = np.nan
+    fig = viz.error_map(broken)
+    assert fig.finding == "out: NaN or infinity in 1 of 8 cells"
+    assert "query 3, head 1" in fig.what_to_see
+
+
+def test_the_route_picture_puts_every_pair_into_its_list():
+    s = SCENES["packed"]
+    before, after = viz.route_picture(s.routing, s.blocks, head=1).axes
+    cu, N = s.routing.cu_pairs, len(s.blocks.start)
+    for n in range(N):
+        queries = s.routing.query[cu[N + n] : cu[N + n + 1]]
+        column = [t for t in after.texts if t.get_position()[0] == n]
+        listed = sorted(column, key=lambda t: t.get_position()[1])
+        assert [t.get_text() for t in listed] == [str(q) for q in queries]
+        assert [t.get_position()[1] for t in listed] == list(range(len(queries)))
+        rows = [t.get_position()[1] for t in before.texts if t.get_position()[0] == n]
+        assert sorted(rows) == queries.tolist()
+    top = after.child_axes[0]
+    assert [t.get_text() for t in top.get_xticklabels()] == [str(n) for n in cu[N:]]
+
+
+def test_the_route_picture_points_to_another_one_for_many_queries():
+    with pytest.raises(ValueError, match=r"64 queries .* got 512; load_histogram"):
+        draw("route_picture", "large")
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (
+            lambda s: viz.gate_map(s.scores, s.blocks, head=2),
+            "head must be 0 to 1, got 2",
+        ),
+        (lambda s: viz.token_mask(s.selected, s.blocks, head=-1), "got -1"),
+        (lambda s: viz.selection_heatmap(s.selected, s.blocks, [5]), "head .* got 5"),
+        (
+            lambda s: viz.selection_heatmap(s.selected, s.blocks, query=32),
+            "query must be 0 to 31, got 32",
+        ),
+        (
+            lambda s: viz.query_strip(s.selected, s.scores, [40], s.blocks),
+            "query must be 0 to 31, got 40",
+        ),
+        (lambda s: viz.route_picture(s.routing, s.blocks, head=7), "got 7"),
+    ],
+)
+def test_heads_and_queries_that_do_not_exist_are_refused(call, words):
+    with pytest.raises(IndexError, match=words):
+        call(SCENES["plain"])
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda s: viz.gate_map(s.scores[:, 0], s.blocks), r"\(32, H, 8\), got"),
+        (lambda s: viz.gate_map(s.scores * np.nan, s.blocks), "NaN, expected none"),
+        (lambda s: viz.query_strip(s.selected, s.scores, [], s.blocks), "got none"),
+        (lambda s: viz.error_map(np.zeros(3)), r"\(S, H, D\), got \(3,\)"),
+        (
+            lambda s: viz.load(s.routing, SCENES["packed"].blocks),
+            r"one list for every head and block \(N=9\), got 16",
+        ),
+    ],
+)
+def test_shapes_that_do_not_fit_are_refused(call, words):
+    with pytest.raises(ValueError, match=words):
+        call(SCENES["plain"])
+
+
+def test_ascii_equals_states():
+    s = SCENES["packed"]
+    head, *lines = viz.ascii(s.selected, s.blocks, head=1).splitlines()
+    assert head == (
+        "head 1; # past, selected; . past, not selected; o current; "
+        "blank: future or other sequence"
+    )
+    meaning = {" ": 0, ".": 1, "#": 2, "o": 3}
+    cells = [[meaning[c] for c in line.split("|")[1]] for line in lines]
+    np.testing.assert_array_equal(cells, viz.states(s.selected, s.blocks)[:, 1])
+    assert lines[14].endswith("reads only its own block, 4")
+
+
+def test_drawing_leaves_no_trace_in_matplotlib():
+    before = dict(mpl.rcParams)
+    draw("selection_heatmap")
+    assert dict(mpl.rcParams) == before
+    assert plt.get_fignums() == []
