@@ -162,23 +162,25 @@ def chance_of_hit(past, wanted, picks):
 
 @dataclass(frozen=True)
 class Lookup:
-    """A call whose head chose the block of the definition, with the text around it.
+    """A call at whose name a head chose the block of the definition.
 
     path: file of the text.
     text: (n,) uint8, one window of the model's context.
     call: `Call`, its offsets counted in the window.
     aux: what every layer read, `LayerAux`.
+    share: of the queried bytes, how many chose the block.
     """
 
     path: str
     text: np.ndarray
     call: Call
     aux: list
+    share: float
 
 
 @torch.no_grad()
-def first_lookup(model, texts, layer, head, read=2, distance=6):
-    """Find the first call at whose name a head chooses the definition's block.
+def best_lookup(model, texts, layer, head, read=2, distance=6):
+    """Find the call at whose name a head chooses the definition's block most often.
 
     Args:
         model: `moba_lab.model.Model`, with MoBA in that layer.
@@ -189,12 +191,12 @@ def first_lookup(model, texts, layer, head, read=2, distance=6):
         distance: least number of blocks from the definition to the call.
 
     Returns:
-        `Lookup`: every queried byte of the name chose the block.
+        `Lookup`; of equals the first.
 
     Raises:
         ValueError: the texts hold no such call.
     """
-    context, block_size = model.config.context, model.config.block_size
+    context, block_size, best = model.config.context, model.config.block_size, None
     for path, text in texts.items():
         for start in range(0, len(text), context):
             window = text[start : start + context]
@@ -206,9 +208,12 @@ def first_lookup(model, texts, layer, head, read=2, distance=6):
             for call in calls:
                 wanted = call.definition // block_size
                 queries = range(call.call + read, call.call + len(call.name))
-                if (selected[queries] == wanted).any(-1).all():
-                    return Lookup(path, window, call, aux)
-    raise ValueError(
-        f"head {head} of layer {layer} chose the definition at no call; try another "
-        "head, a smaller distance or other texts"
-    )
+                share = (selected[queries] == wanted).any(-1).mean()
+                if best is None or share > best.share:
+                    best = Lookup(path, window, call, aux, float(share))
+    if best is None:
+        raise ValueError(
+            f"expected a call {distance} blocks of {block_size} bytes behind its "
+            "definition, found none; give more text or a smaller distance"
+        )
+    return best

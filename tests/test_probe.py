@@ -7,6 +7,7 @@ import torch
 from moba_lab.model import Config
 from moba_lab.probe import (
     Call,
+    best_lookup,
     chance_of_hit,
     definition_recall,
     far_calls,
@@ -80,3 +81,21 @@ def test_recall_needs_a_call():
 )
 def test_chance_of_hit(past, wanted, picks, chance):
     assert chance_of_hit(past, wanted, picks) == pytest.approx(chance)
+
+
+def test_best_lookup_finds_the_call_whose_name_reads_its_definition():
+    call = TEXT.index(b"= read_line") + 2
+    texts = {
+        "none.py": np.frombuffer(b"x = 1\n" * 9, np.uint8),
+        "a.py": np.frombuffer(TEXT, np.uint8),
+    }
+    found = best_lookup(Planted(read_from=call + 4), texts, layer=0, head=1)
+    assert (found.path, found.call.call, found.call.definition) == ("a.py", call, 4)
+    # Of the seven bytes behind the first two, the first two come too early.
+    assert found.share == pytest.approx(5 / 7)
+
+
+def test_best_lookup_without_any_call_says_so():
+    texts = {"none.py": np.frombuffer(b"x = 1\n" * 9, np.uint8)}
+    with pytest.raises(ValueError, match="expected a call 6 blocks of 16 bytes"):
+        best_lookup(Planted(), texts, layer=0, head=1)
