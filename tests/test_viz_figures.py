@@ -183,9 +183,22 @@ def test_a_pack_and_a_leak_have_their_words_in_the_legend():
     assert fig.finding.endswith("1 against the rules")
 
 
-def test_heads_choose_panels():
+def test_without_a_query_the_one_that_looks_back_farthest_is_outlined():
+    blocks, selected = pack_by_hand()
+    assert (
+        "query 8 reads block 3" in viz.selection_heatmap(selected, blocks).what_to_see
+    )
+    selected[4, 0, 0] = 0
+    assert (
+        "query 4 reads block 0" in viz.selection_heatmap(selected, blocks).what_to_see
+    )
+    fig = viz.selection_heatmap(selected[..., -1:], blocks)
+    assert "query 8 reads only its own block, 4" in fig.what_to_see
+
+
+def test_heads_choose_panels(figures):
     s = SCENES["large"]
-    assert len(viz.selection_heatmap(s.selected, s.blocks).axes) == 8
+    assert len(figures("selection_heatmap", "large").axes) == 8
     fig = viz.selection_heatmap(s.selected, s.blocks, heads=[6, 2])
     assert [ax.get_title() for ax in fig.axes] == ["head 6", "head 2"]
     assert len(viz.selection_heatmap(s.selected, s.blocks, heads=3).axes) == 1

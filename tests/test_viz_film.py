@@ -106,6 +106,11 @@ def test_stills_stop_at_four_queries_and_name_them(made):
     assert [c.get_height() for c in covers] == [24, 16, 8, 0]
 
 
+def pixels_of(image):
+    """Return (count, colour) of every colour of an image."""
+    return image.convert("RGB").getcolors(maxcolors=256)
+
+
 def test_show_prints_finding_and_sentence_in_a_terminal(capsys):
     blocks, _ = pack_by_hand()
     fig = viz.block_ruler(blocks)
@@ -129,6 +134,8 @@ def test_show_displays_once_with_alt_text_in_a_notebook(monkeypatch, capsys):
     assert options["raw"]
     assert data["text/plain"] == fig.alt
     image = Image.open(io.BytesIO(base64.b64decode(data["image/png"])))
+    colours = {"#{:02X}{:02X}{:02X}".format(*p) for _, p in pixels_of(image)}
+    assert colours >= {COLOR[state] for state in list(viz.State)[:4]}
     assert options["metadata"] == {
         "image/png": {"alt": fig.alt, "width": image.width, "height": image.height}
     }

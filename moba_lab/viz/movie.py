@@ -2,7 +2,6 @@
 
 import numpy as np
 from matplotlib.animation import FuncAnimation
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
@@ -52,7 +51,6 @@ def film(selected, blocks, head=0, queries=None):
     rows = pick(queries, grid.S, FRAMES)
     with styled():
         fig = Figure(figsize=(4.8, 4.3), dpi=DPI, layout="constrained")
-        FigureCanvasAgg(fig)
         update = stage(fig.subplots(), cells[rows], grid, rows)
         legend(fig, list(State)[1:4])
         update(0)
