@@ -27,8 +27,7 @@ class Config:
     key_conv: width of a causal convolution over the keys, which brings the keys of one
         word closer to each other and so helps their mean to be found; 1 is none.
     rope_dims, rope_base: how many dimensions of a head carry the position, and the base
-        of their wave lengths. The other dimensions compare content alone, so that the
-        score of a block does not drift with its distance.
+        of their wave lengths. The other dimensions compare content alone.
     """
 
     vocab_size: int = 256
@@ -42,8 +41,8 @@ class Config:
     topk: int = 4
     attention: tuple[str, ...] = ("moba",) * 4
     key_conv: int = 3
-    rope_dims: int = 16
-    rope_base: float = 500.0
+    rope_dims: int = 64
+    rope_base: float = 10_000.0
 
     def __post_init__(self):
         object.__setattr__(self, "attention", tuple(self.attention))

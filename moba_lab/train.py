@@ -29,8 +29,8 @@ from moba_lab.data import BatchSampler, load_corpus, verify_corpus
 from moba_lab.model import Config, Model
 
 # Heads that copy form in a few thousand small steps of full attention on short text;
-# the last stage teaches them to choose blocks.
-STAGES = ("full:512:2:4000", "moba:1024:2:1700")
+# the last stage gets the model used to reading few blocks.
+STAGES = ("full:512:2:5600", "moba:1024:2:1400")
 LAST = "last.safetensors"
 CURVE = "curve.csv"
 # What a resumed run takes from its own command, not from the checkpoint.
@@ -275,8 +275,8 @@ def make_parser():
     add("--head-dim", type=int, default=64)
     add("--hidden", type=int, default=384, help="width inside the feed-forward")
     add("--key-conv", type=int, default=3, help="width of the keys' convolution")
-    add("--rope-dims", type=int, default=16, help="rotated dimensions of a head")
-    add("--rope-base", type=float, default=500.0)
+    add("--rope-dims", type=int, default=64, help="rotated dimensions of a head")
+    add("--rope-base", type=float, default=10_000.0)
     add("--block-size", type=int, default=32, help="bytes per block")
     add("--topk", type=int, default=4, help="blocks per query, its own included")
     add("--rename", type=float, default=0.5, help="share of windows with new names")
@@ -286,7 +286,7 @@ def make_parser():
     add("--clip", type=float, default=1.0, help="largest norm of the gradient")
     add("--seed", type=int, default=0)
     add("--threads", type=int, default=2)
-    add("--checkpoint-every", type=int, default=500, help="steps")
+    add("--checkpoint-every", type=int, default=400, help="steps")
     add("--log-every", type=int, default=20, help="steps per row of the curve")
     return parser
 

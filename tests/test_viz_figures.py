@@ -13,6 +13,7 @@ from pictures import example, large, pack_by_hand
 from moba_lab import viz
 from moba_lab.viz import State
 from moba_lab.viz.style import COLOR
+from moba_ref import partition
 
 SCENES = {"plain": example(), "packed": example(packed=True), "large": large()}
 TEXT = bytes(range(32, 127)) * 6
@@ -196,6 +197,16 @@ def test_without_a_query_the_one_that_looks_back_farthest_is_outlined():
     assert "query 8 reads only its own block, 4" in fig.what_to_see
 
 
+def test_the_legend_of_a_narrow_figure_wraps():
+    blocks, selected = pack_by_hand()
+    selected[2, 0, 0] = 2
+    fig = viz.selection_heatmap(selected, blocks, heads=0)
+    assert fig.get_figwidth() == 6
+    entries = [text.get_window_extent() for text in fig.legends[0].get_texts()]
+    assert len(entries) == 5
+    assert all(box.x0 >= 0 and box.x1 <= fig.bbox.x1 for box in entries)
+
+
 def test_heads_choose_panels(figures):
     s = SCENES["large"]
     assert len(figures("selection_heatmap", "large").axes) == 8
@@ -218,6 +229,26 @@ def test_the_strip_writes_the_score_of_every_past_block():
     scores[4, 0, 0] = 9
     fig = viz.query_strip(selected, scores, [4], blocks)
     assert "query 4 passes over a better score, 9.0, for 2.5" in fig.finding
+
+
+def test_the_strip_says_when_one_of_several_blocks_was_not_among_the_best():
+    blocks = partition([0, 8], block_size=2)
+    selected = np.array([[[0, 1, 3]]] * 8)
+    scores = np.tile([5.0, 1.0, 3.0, np.inf], (8, 1, 1))
+    fig = viz.query_strip(selected, scores, 7, blocks)
+    assert fig.finding.endswith("query 7 passes over a better score, 3.0, for 1.0")
+
+
+def test_the_token_mask_has_the_borders_of_blocks_over_it():
+    blocks, selected = pack_by_hand()
+    fig = viz.token_mask(selected, blocks)
+    np.testing.assert_array_equal(
+        fig.axes[0].images[0].get_array(), viz.token_states(selected, blocks)[:, 0]
+    )
+    thick = [c for c in fig.axes[0].collections if c.get_linewidth()[0] == 1.4]
+    borders = {tuple(p[:, 0]) for c in thick for p in c.get_segments()}
+    assert borders == {(n - 0.5, n - 0.5) for n in (2, 4, 5, 7)}
+    assert fig.finding == "Head 0: 23 of 25 causal token pairs are read (92%)"
 
 
 def test_the_gate_map_writes_scores_and_leaves_the_future_white():
@@ -297,6 +328,14 @@ def test_bars_of_the_merge_have_the_widths_of_the_weights():
     names = [t.get_text() for t in fig.axes[0].texts]
     assert names == ["current", "past $1", "current"]
     assert fig.finding == "Query 0 takes 75% of its result from the other parts"
+
+
+def test_names_of_parts_wrap_and_are_left_out_where_they_do_not_fit():
+    fig = viz.merge_weights([[0.12, 0.86, 0.02]], parts=["keys 0 to 33", "b", "cc"])
+    assert [t.get_text() for t in fig.axes[0].texts] == ["keys 0\nto 33", "b"]
+    assert fig.finding == "Query 0 takes 86% of its result from b"
+    plain = viz.merge_weights([[0.12, 0.88]])
+    assert plain.finding == "Query 0 takes 88% of its result from part 1"
 
 
 def test_merge_weights_that_are_no_shares_are_refused():

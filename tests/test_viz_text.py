@@ -117,6 +117,22 @@ def test_the_page_is_the_escaped_text_with_labels_on_what_is_read():
     assert page.alt.startswith(page.finding)
 
 
+def test_a_byte_behind_the_end_of_a_line_is_underlined_in_its_place():
+    blocks, selected = choices()
+    page = viz.text_html(TEXT, blocks, selected, [19])
+    assert Words(page.data).underlined == "f"
+
+
+def test_dollars_and_backslashes_of_a_text_are_not_taken_for_formulas():
+    blocks, selected = choices()
+    text = rb"$\q$" + b"\n" + b"x" * 20
+    assert r"$\q$" in viz.text_blocks(text, blocks, selected, LINE).get_suptitle()
+    lines = viz.line_heatmap(text, blocks, selected).axes[0].get_yticklabels()
+    assert r"$\q$" in lines[0].get_text()
+    fig = viz.merge_weights([[1.0]], parts=[r"$\q$"])
+    assert fig.axes[0].texts[0].get_text() == r"$\q$"
+
+
 def test_lines_end_with_newlines_and_with_sequences():
     spans = line_spans(b"ab\ncd\nefgh", layout(partition([0, 3, 8, 10], 2)))
     got = {line: queries.tolist() for line, queries in spans.items()}

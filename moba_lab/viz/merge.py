@@ -1,5 +1,7 @@
 """Picture how much every partial attention weighs in the merged result."""
 
+import textwrap
+
 import numpy as np
 
 from moba_lab.viz.layout import array, check_index, layout
@@ -137,17 +139,27 @@ def draw_bar(ax, row, weights, names, own):
             lw=0.8,
             hatch=HATCH if state == State.CURRENT else None,
         )
-        if wide * 70 > len(names[part]) + 1:
+        name = fitting(names[part], 95 * wide)
+        if name:
             ax.text(
                 left + wide / 2,
                 row,
-                names[part],
+                name,
+                parse_math=False,
                 color=INK[state],
                 ha="center",
                 va="center",
                 bbox={"fc": COLOR[state], "ec": "none", "pad": 2},
             )
         left += wide
+
+
+def fitting(name, characters):
+    """Return a name in one line or two, or nothing where both are too long."""
+    for text in (name, textwrap.fill(name, len(name) // 2 + 2)):
+        if max(map(len, text.split("\n"))) + 1 <= characters:
+            return text if text.count("\n") < 2 else ""
+    return ""
 
 
 def findings(weights, queries, names, own, what):
@@ -157,9 +169,10 @@ def findings(weights, queries, names, own, what):
     past = [1 - (line[o] if o >= 0 else 0) for line, o in zip(shown, own, strict=True)]
     most = int(np.argmax(past))
     if own[most] < 0 or not past[most]:
-        return "Every query weighs its parts by exp(lse), and the bars add up to 1", (
-            f"the largest share is {shown[row, part]:.0%}, {what} {names[part]} for "
-            f"query {queries[row]}."
+        return (
+            f"Query {queries[row]} takes {shown[row, part]:.0%} of its result from "
+            + (f"{what} {names[part]}" if names[part].isdigit() else names[part]),
+            "every part is weighed by exp(lse), and every bar adds up to 1.",
         )
     source = "past blocks" if what == "key block" else "the other parts"
     best = int(np.argmax(np.where(np.arange(len(names)) == own[most], 0, shown[most])))

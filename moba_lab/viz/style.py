@@ -125,7 +125,7 @@ def handle(state, label):
     return (box, dot)
 
 
-def legend(fig, shown=tuple(State)[:4], packed=False, extra=(), columns=None):
+def legend(fig, shown=tuple(State)[:4], packed=False, extra=()):
     """Explain the states below the axes.
 
     Args:
@@ -133,16 +133,18 @@ def legend(fig, shown=tuple(State)[:4], packed=False, extra=(), columns=None):
         shown: the states that appear.
         packed: whether white cells can belong to another sequence.
         extra: further (handle, text) pairs.
-        columns: entries beside each other; None: all.
     """
     named = labels(packed)
     pairs = [(handle(state, named[state]), named[state]) for state in shown]
     handles, texts = zip(*pairs, *extra, strict=True)
+    # In pixels: the mark and the gap of an entry, and its characters.
+    wide = sum(55 + 6.5 * len(text) for text in texts)
+    rows = -(-wide // (fig.get_figwidth() * DPI))
     fig.legend(
         handles,
         texts,
         loc="outside lower center",
-        ncols=columns or len(texts),
+        ncols=-(-len(texts) // int(rows)),
         frameon=False,
         handlelength=2.2,
         handleheight=1.2,
