@@ -1,6 +1,7 @@
 """Say which backends run here, and for the others why not."""
 
 from dataclasses import dataclass
+from functools import cache
 from importlib.util import find_spec
 
 import torch
@@ -31,16 +32,21 @@ def backends():
         >>> backends()["torch"].available
         True
     """
+    return {backend.name: backend for backend in look_around()}
+
+
+@cache
+def look_around():
+    """Look for devices and packages, once: every attention call asks for a backend."""
     cuda = "" if torch.cuda.is_available() else ", and no CUDA device was found"
     package = "" if find_spec("flash_attn") else ", flash-attn is not installed"
     compiler = "" if find_spec("triton") else ", triton is not installed"
     here = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
-    found = [
+    return (
         Backend("triton", False, f"not in this version of moba_fast{compiler}{cuda}"),
         Backend("flash", False, f"not in this version of moba_fast{package}{cuda}"),
         Backend("torch", True, f"PyTorch {torch.__version__} on {here}"),
-    ]
-    return {backend.name: backend for backend in found}
+    )
 
 
 def choose_backend(name):
