@@ -35,6 +35,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import ensurepip, venv' || { \
 		echo "$(PYTHON) cannot make virtual environments;" \
 			"install its venv package (Debian: python3-venv)"; exit 1; }
+	@echo "installing into .venv, which takes a minute or more"
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt \
 		--editable '.[notebooks,dev]'

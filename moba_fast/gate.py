@@ -48,7 +48,8 @@ def select_blocks(q, k_mean, blocks, topk):
     """Choose the topk best blocks of every query, its current block among them.
 
     Same contract as moba_ref.select_blocks. Queries are taken in chunks, so that the
-    scores never exist all at once.
+    scores never exist all at once. Scores that differ by no more than the rounding of a
+    matrix product count as tied.
 
     Example: topk=2 is the current block and the better one of the past blocks.
         >>> from moba_fast.blocks import partition

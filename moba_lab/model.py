@@ -24,8 +24,8 @@ class Config:
     attention: for every layer "moba" or "full"; its length is the number of layers.
     context: bytes per sequence in training; other lengths work, only less well.
     block_size, topk: of MoBA, in bytes and in blocks; unused by full layers.
-    key_conv: width of a causal convolution over the keys, which brings the keys of one
-        word closer to each other and so helps their mean to be found; 1 is none.
+    key_conv: width of a causal convolution over the keys, meant to bring the keys of
+        one word closer to each other (FlashMoBA, arXiv 2511.11571); 1 is none.
     rope_dims, rope_base: how many dimensions of a head carry the position, and the base
         of their wave lengths. The other dimensions compare content alone.
     """

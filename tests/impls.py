@@ -17,7 +17,7 @@ settings.load_profile("fixed seeds")
 
 @dataclass(frozen=True)
 class Impl:
-    """One package: `array` makes its input, `call` runs a function on NumPy arrays."""
+    """One package: `array` makes its input, every other name is the package's."""
 
     name: str
     module: ModuleType
