@@ -1,73 +1,272 @@
-"""Attend to the keys of one block, for a batch of blocks, on whatever device.
+"""Attend to packed sequences with the flash attention that is here, and keep the lse.
 
-The only file that calls PyTorch's private flash operators.
+The only file that imports flash-attn or calls PyTorch's private flash operators. Their
+common contract is in `varlen`; `choose` says which one backend "flash" runs.
 """
+
+import importlib
+import inspect
+import os
+from contextlib import contextmanager
+from functools import cache
 
 import torch
 
+from moba_fast import _batches
+
 aten = torch.ops.aten
+# What backend "flash" may run, the best first.
+GPU_KERNELS = ("flash-attn-4", "flash-attn", "aten", "cudnn")
+VARIABLE = "MOBA_FAST_KERNEL"
+LARGEST_HEAD = 256
 
 
-def attention(q, k, v, causal, softmax_scale):
-    """Attend and return the log-sum-exp, on a CPU by PyTorch's flash operator.
+class Batched:
+    """A kernel over batches of sequences of one shape. Always deterministic."""
 
-    Args:
-        q: (batch, heads, M, D) queries; M, and batch and heads, at least 1.
-        k: (batch, heads, L, D) keys; may be an expanded view.
-        v: (batch, heads, L, D) values.
-        causal: True where the queries stand at the last M keys and read no key behind
-            theirs; False where they read all keys.
-        softmax_scale: factor on the scores.
+    def __init__(self, attend, differentiate):
+        self.attend, self.differentiate = attend, differentiate
 
-    Returns:
-        out: (batch, heads, M, D) in q's dtype.
-        lse: (batch, heads, M) float32, or float64 for float64 inputs.
-    """
-    if q.device.type == "cpu":
-        q, k, v = map(with_adjacent_elements, (q, k, v))
-        return aten._scaled_dot_product_flash_attention_for_cpu(
-            q, k, v, **cpu_mask(q, k, causal), scale=softmax_scale
+    def forward(self, q, k, v, pack, causal, softmax_scale):
+        """Attend; see `varlen.attention`."""
+        return _batches.forward(self.attend, q, k, v, pack, causal, softmax_scale)
+
+    def backward(self, dout, q, k, v, out, lse, pack, causal, softmax_scale, _):
+        """Differentiate; see `varlen.attention_backward`."""
+        tensors = dout, q, k, v, out, lse
+        return _batches.backward(
+            self.differentiate, *tensors, pack, causal, softmax_scale
         )
-    scores = masked_scores(q, k, causal, softmax_scale)
-    lse = scores.logsumexp(-1)
-    weights = (scores - lse[..., None]).exp()
-    return (weights @ v.to(weights.dtype)).to(q.dtype), lse
 
 
-def attention_backward(dout, q, k, v, out, lse, causal, softmax_scale):
-    """Differentiate one part of an attention whose out and lse may be merged ones.
+class Aten:
+    """FlashAttention-2 as built into PyTorch."""
 
-    Args:
-        dout: (batch, heads, M, D) gradient of the merged output.
-        q: (batch, heads, M, D) queries.
-        k: (batch, heads, L, D) keys.
-        v: (batch, heads, L, D) values.
-        out: (batch, heads, M, D) merged output.
-        lse: (batch, heads, M) merged log-sum-exp; +inf for a row that does not count.
-        causal: as in `attention`.
-        softmax_scale: factor on the scores.
-
-    Returns:
-        dq, dk, dv: this part's share, in the shapes of q, k and v.
-    """
-    if q.device.type == "cpu":
-        return aten._scaled_dot_product_flash_attention_for_cpu_backward(
-            *map(with_adjacent_elements, (dout, q, k, v, out)),
-            lse,
-            dropout_p=0.0,
-            **cpu_mask(q, k, causal),
+    @staticmethod
+    def forward(q, k, v, pack, causal, softmax_scale):
+        """Attend; see `varlen.attention`."""
+        out, lse, *_ = aten._flash_attention_forward(
+            *(q, k, v, pack.cu_q, pack.cu_k, pack.max_q, pack.max_k),
+            *(0.0, causal, False),
             scale=softmax_scale,
         )
-    scores = masked_scores(q, k, causal, softmax_scale)
-    weights = (scores - lse[..., None]).exp()
-    wide = {"dtype": weights.dtype}
-    dout, out = dout.to(**wide), out.to(**wide)
-    dweights = dout @ v.to(**wide).transpose(-1, -2)
-    delta = (dout * out).sum(-1, keepdim=True)
-    dscores = weights * (dweights - delta) * softmax_scale
-    dq = dscores @ k.to(**wide)
-    dk = dscores.transpose(-1, -2) @ q.to(**wide)
-    return dq, dk, weights.transpose(-1, -2) @ dout
+        return out, lse.T
+
+    @staticmethod
+    def backward(dout, q, k, v, out, lse, pack, causal, softmax_scale, deterministic):
+        """Differentiate; see `varlen.attention_backward`."""
+        unused = torch.zeros(2, dtype=torch.uint64, device=q.device)
+        with algorithms(deterministic):
+            return aten._flash_attention_backward(
+                *(dout, q, k, v, out, lse.T.contiguous()),
+                *(pack.cu_q, pack.cu_k, pack.max_q, pack.max_k),
+                *(0.0, causal, unused, unused),
+                scale=softmax_scale,
+            )
+
+
+class Cudnn:
+    """NVIDIA's cuDNN through PyTorch; its causal mask wants as many queries as keys."""
+
+    @staticmethod
+    def forward(q, k, v, pack, causal, softmax_scale):
+        """Attend; see `varlen.attention`."""
+        check_square(q, k, causal)
+        out, lse, *_ = aten._cudnn_attention_forward(
+            *(q, k, v, None, pack.cu_q, pack.cu_k, pack.max_q, pack.max_k),
+            *(True, 0.0, causal, False),
+            scale=softmax_scale,
+        )
+        return out, lse[..., 0]
+
+    @staticmethod
+    def backward(dout, q, k, v, out, lse, pack, causal, softmax_scale, deterministic):
+        """Differentiate; see `varlen.attention_backward`."""
+        check_square(q, k, causal)
+        seed = torch.zeros((), dtype=torch.int64, device=q.device)
+        with algorithms(deterministic):
+            return aten._cudnn_attention_backward(
+                *(dout, q, k, v, out, lse.contiguous()[..., None], seed, seed, None),
+                *(pack.cu_q, pack.cu_k, pack.max_q, pack.max_k, 0.0, causal),
+                scale=softmax_scale,
+            )
+
+
+class FlashAttn:
+    """The flash-attn package, 2.6 to 2.8, by its private functions with lse."""
+
+    @staticmethod
+    def forward(q, k, v, pack, causal, softmax_scale):
+        """Attend; see `varlen.attention`."""
+        result = package("flash-attn")._flash_attn_varlen_forward(
+            *(q, k, v, pack.cu_q, pack.cu_k, pack.max_q, pack.max_k),
+            *(0.0, softmax_scale, causal),
+        )
+        # Up to 2.6 it returned q, k, v and a padded output, too.
+        lse = result[5] if len(result) == 8 else result[1]
+        return result[0], lse.T
+
+    @staticmethod
+    def backward(dout, q, k, v, out, lse, pack, causal, softmax_scale, deterministic):
+        """Differentiate; see `varlen.attention_backward`."""
+        function = package("flash-attn")._flash_attn_varlen_backward
+        dq, dk, dv = (torch.zeros_like(x) for x in (q, k, v))
+        one = "window_size" in inspect.signature(function).parameters
+        names = ("window_size_left", "window_size_right")
+        windows = {"window_size": (-1, -1)} if one else dict.fromkeys(names, -1)
+        function(
+            *(dout, q, k, v, out, lse.T.contiguous(), dq, dk, dv),
+            *(pack.cu_q, pack.cu_k, pack.max_q, pack.max_k),
+            *(0.0, softmax_scale, causal),
+            **windows,
+            **{"softcap": 0.0, "alibi_slopes": None, "deterministic": deterministic},
+        )
+        return dq, dk, dv
+
+
+class FlashAttn4:
+    """The flash-attn-4 package: its public forward, its private backward with lse."""
+
+    @staticmethod
+    def forward(q, k, v, pack, causal, softmax_scale):
+        """Attend; see `varlen.attention`."""
+        out, lse = package("flash-attn-4").flash_attn_varlen_func(
+            *(q, k, v),
+            **FlashAttn4.options(pack, causal, softmax_scale),
+            return_lse=True,
+        )
+        return out, lse.T
+
+    @staticmethod
+    def backward(dout, q, k, v, out, lse, pack, causal, softmax_scale, deterministic):
+        """Differentiate; see `varlen.attention_backward`."""
+        return package("flash-attn-4")._flash_attn_bwd(
+            *(q, k, v, out, dout, lse.T.contiguous()),
+            **FlashAttn4.options(pack, causal, softmax_scale),
+            deterministic=deterministic,
+        )
+
+    @staticmethod
+    def options(pack, causal, softmax_scale):
+        """Name the arguments that both directions share."""
+        return {
+            "cu_seqlens_q": pack.cu_q,
+            "cu_seqlens_k": pack.cu_k,
+            "max_seqlen_q": pack.max_q,
+            "max_seqlen_k": pack.max_k,
+            "softmax_scale": softmax_scale,
+            "causal": causal,
+        }
+
+
+def check_square(q, k, causal):
+    """Raise ValueError where cuDNN's causal mask would start at the wrong key."""
+    if causal and len(q) != len(k):
+        raise ValueError(
+            f"kernel 'cudnn' needs as many queries as keys, got {len(q)} and {len(k)}; "
+            f"choose another one with backend='flash' or {VARIABLE}"
+        )
+
+
+@contextmanager
+def algorithms(deterministic):
+    """Ask PyTorch for deterministic algorithms, or leave it as it is."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(before or deterministic)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+
+
+def default_kernel(q):
+    """Name the kernel of backend "torch" on q's device."""
+    return "cpu" if q.device.type == "cpu" else "plain"
+
+
+def choose(name=None):
+    """Say which kernel backend "flash" runs.
+
+    Args:
+        name: one of GPU_KERNELS; None: what the environment variable MOBA_FAST_KERNEL
+            names, otherwise the first one that runs here.
+
+    Returns:
+        name, or None where none runs.
+        reason: why it was taken, or why there is none.
+
+    Raises:
+        ValueError: if there is no such kernel, or it does not run here.
+
+    Example:
+        >>> choose("flash-attn-1")
+        Traceback (most recent call last):
+        ValueError: unknown kernel 'flash-attn-1': choose one of 'flash-attn-4', ...
+    """
+    forced = name or os.environ.get(VARIABLE)
+    missing = {kernel: why_not(kernel) for kernel in GPU_KERNELS}
+    if forced is None:
+        for kernel, reason in missing.items():
+            if not reason:
+                return kernel, KERNELS[kernel].__doc__.rstrip(".")
+        return None, "; ".join(f"{k}: {reason}" for k, reason in missing.items())
+    by = "the call" if name else VARIABLE
+    if forced not in missing:
+        names = ", ".join(map(repr, GPU_KERNELS))
+        raise ValueError(f"unknown kernel {forced!r}: choose one of {names}")
+    if missing[forced]:
+        raise ValueError(
+            f"kernel {forced!r}, asked for by {by}, does not run here: "
+            f"{missing[forced]}"
+        )
+    return forced, f"asked for by {by}"
+
+
+@cache
+def why_not(kernel):
+    """Say why a kernel does not run here, or "" if it does."""
+    if not torch.cuda.is_available():
+        return "no CUDA device was found"
+    if torch.cuda.get_device_capability() < (8, 0):
+        return f"{torch.cuda.get_device_name()} is older than Ampere"
+    if kernel == "aten":
+        return "" if torch.backends.cuda.is_flash_attention_available() else "not built"
+    if kernel == "cudnn":
+        return "" if torch.backends.cudnn.is_available() else "cuDNN is not installed"
+    try:
+        package(kernel)
+    except ImportError as error:
+        return f"{kernel} cannot be imported ({error})"
+    return ""
+
+
+@cache
+def package(kernel):
+    """Import the module of a package that has the functions used here."""
+    modules = {
+        "flash-attn": "flash_attn.flash_attn_interface",
+        "flash-attn-4": "flash_attn.cute.interface",
+    }
+    return importlib.import_module(modules[kernel])
+
+
+def cpu_attention(q, k, v, causal, softmax_scale):
+    """Attend with PyTorch's flash operator; as `_batches.plain_attention`."""
+    q, k, v = map(with_adjacent_elements, (q, k, v))
+    return aten._scaled_dot_product_flash_attention_for_cpu(
+        q, k, v, **cpu_mask(q, k, causal), scale=softmax_scale
+    )
+
+
+def cpu_backward(dout, q, k, v, out, lse, causal, softmax_scale):
+    """Differentiate with PyTorch's flash operator; as `_batches.plain_backward`."""
+    return aten._scaled_dot_product_flash_attention_for_cpu_backward(
+        *map(with_adjacent_elements, (dout, q, k, v, out)),
+        lse.contiguous(),
+        dropout_p=0.0,
+        **cpu_mask(q, k, causal),
+        scale=softmax_scale,
+    )
 
 
 def with_adjacent_elements(x):
@@ -76,13 +275,6 @@ def with_adjacent_elements(x):
     It checks nothing and reads wrong memory otherwise.
     """
     return x if x.stride(-1) == 1 else x.contiguous()
-
-
-def masked_scores(q, k, causal, softmax_scale):
-    """Multiply queries and keys in float32 or better; -inf behind a query."""
-    wide = torch.promote_types(q.dtype, torch.float32)
-    scores = q.to(wide) @ k.to(wide).transpose(-1, -2) * softmax_scale
-    return scores.masked_fill(behind(q, k), -torch.inf) if causal else scores
 
 
 def cpu_mask(q, k, causal):
@@ -94,10 +286,15 @@ def cpu_mask(q, k, causal):
     if not causal or q.shape[-2] == k.shape[-2]:
         return {"is_causal": causal}
     mask = q.new_zeros(q.shape[-2], k.shape[-2])
-    return {"is_causal": False, "attn_mask": mask.masked_fill(behind(q, k), -torch.inf)}
+    after = _batches.after(q, k)
+    return {"is_causal": False, "attn_mask": mask.masked_fill(after, -torch.inf)}
 
 
-def behind(q, k):
-    """Mark the keys that stand behind each query, (M, L) bool."""
-    m, n = q.shape[-2], k.shape[-2]
-    return torch.ones(m, n, dtype=torch.bool, device=q.device).triu(n - m + 1)
+KERNELS = {
+    "flash-attn-4": FlashAttn4,
+    "flash-attn": FlashAttn,
+    "aten": Aten,
+    "cudnn": Cudnn,
+    "cpu": Batched(cpu_attention, cpu_backward),
+    "plain": Batched(_batches.plain_attention, _batches.plain_backward),
+}

@@ -3,49 +3,32 @@
 from dataclasses import dataclass
 
 import torch
+from torch.nn.functional import pad
 
-from moba_fast import _flash
-from moba_fast.gate import gate_dtype
-
-# Query rows of one call of attend_past, and how much padding a call may carry.
-ROWS_PER_CALL = 2**15
-PADDED_SHARE = 0.125
+from moba_fast.device import capturing
+from moba_fast.varlen import Pack, attention
 
 
 @dataclass(frozen=True)
-class CurrentGroup:
-    """Hold blocks of one shape: the same number of keys, the same queries in them.
+class PastLists:
+    """Hold the lists of a routing, those of query heads that share a key head merged.
 
     Attributes:
-        queries: (blocks, M) queries that stand in each block.
-        keys: (blocks, L) its keys; the queries are its last M tokens.
+        rows: (P,) which row of (S * H, D) every place in the merged lists has.
+        pairs: (P,) the pair of every place; None where nothing had to be merged.
+        pack: Pack over HK * N merged lists and the blocks that they read.
     """
 
-    queries: torch.Tensor
-    keys: torch.Tensor
+    rows: torch.Tensor
+    pairs: torch.Tensor | None
+    pack: Pack
 
 
-@dataclass(frozen=True)
-class PastGroup:
-    """Hold lists of about the same length, padded to the longest one.
-
-    Attributes:
-        pairs: (lists, M) pair ids; padding repeats the list's last pair.
-        valid: (lists, M) bool, False where a row is padding.
-        head: (lists,) query head of each list.
-        keys: (lists, block_size) the keys of each list's block.
-    """
-
-    pairs: torch.Tensor
-    valid: torch.Tensor
-    head: torch.Tensor
-    keys: torch.Tensor
-
-
-def attend_current(q, k, v, blocks, softmax_scale):
+def attend_current(q, k, v, blocks, softmax_scale, kernel=None):
     """Attend from every query to the keys of its own block up to its own position.
 
-    Same contract as moba_ref.attend_current, with out in q's dtype.
+    Same contract as moba_ref.attend_current, with out in q's dtype, and the kernel that
+    attends (see `moba_fast.varlen.attention`).
 
     Example: the first token of a block reads only itself.
         >>> from moba_fast.blocks import partition
@@ -54,25 +37,15 @@ def attend_current(q, k, v, blocks, softmax_scale):
         >>> attend_current(q, k, v, partition([0, 3], block_size=2), 1.0)[0].ravel()
         tensor([1., 2., 5.])
     """
-    out, lse = torch.empty_like(q), q.new_empty(q.shape[:2], dtype=gate_dtype(q))
-    for group in current_groups(blocks):
-        for hk, heads in head_groups(q, k):
-            part = _flash.attention(
-                q[group.queries, heads].transpose(1, 2),
-                share(k[group.keys, hk], heads),
-                share(v[group.keys, hk], heads),
-                True,
-                softmax_scale,
-            )
-            out[group.queries, heads] = part[0].transpose(1, 2)
-            lse[group.queries, heads] = part[1].transpose(1, 2)
-    return out, lse
+    pack = current_pack(blocks, len(k))
+    return attention(q, k, v, pack, True, softmax_scale, kernel)
 
 
-def attend_past(q, k, v, routing, blocks, softmax_scale):
+def attend_past(q, k, v, routing, blocks, softmax_scale, kernel=None):
     """Attend from the queries of every list to all keys of the list's block.
 
-    Same contract as moba_ref.attend_past, with out in q's dtype.
+    Same contract as moba_ref.attend_past, with out in q's dtype, and the kernel that
+    attends (see `moba_fast.varlen.attention`).
 
     Example: query 2 chose block 0 and gets the mean of its values.
         >>> from moba_fast.blocks import partition
@@ -83,90 +56,84 @@ def attend_past(q, k, v, routing, blocks, softmax_scale):
         >>> attend_past(q, q, v, routing, blocks, 1.0)
         (tensor([[2.]]), tensor([0.6931]))
     """
-    n_pairs, ratio = len(routing.query), q.shape[1] // k.shape[1]
-    out = q.new_empty(n_pairs, q.shape[2])
-    lse = q.new_empty(n_pairs, dtype=gate_dtype(q))
-    for group in past_groups(routing, blocks):
-        head_k = group.head[:, None] // ratio
-        part = _flash.attention(
-            q[routing.query[group.pairs], group.head[:, None]][:, None],
-            k[group.keys, head_k][:, None],
-            v[group.keys, head_k][:, None],
-            False,
-            softmax_scale,
-        )
-        pairs = group.pairs[group.valid]
-        out[pairs], lse[pairs] = part[0][:, 0][group.valid], part[1][:, 0][group.valid]
+    lists = past_lists(routing, blocks, q.shape[1], k.shape[1], len(k))
+    operands = gather_rows(q, lists), heads_in_a_row(k), heads_in_a_row(v)
+    out, lse = attention(*operands, lists.pack, False, softmax_scale, kernel)
+    out, lse = out[:, 0], lse[:, 0]
+    if lists.pairs is not None:
+        out, lse = in_order(out, lists.pairs), in_order(lse, lists.pairs)
     return out, lse
 
 
-def current_groups(blocks):
-    """Yield the blocks that hold queries, those of one shape together."""
-    device = blocks.start.device
-    has_query, count = blocks.of_query.unique_consecutive(return_counts=True)
-    first_query = count.cumsum(0) - count
-    length = (blocks.end - blocks.start)[has_query]
-    shapes, shape_of = torch.stack([count, length]).unique(dim=1, return_inverse=True)
-    for shape, (m, n) in enumerate(shapes.T.tolist()):
-        members = shape_of == shape
-        row, key = torch.arange(m, device=device), torch.arange(n, device=device)
-        yield CurrentGroup(
-            queries=first_query[members][:, None] + row,
-            keys=blocks.start[has_query[members]][:, None] + key,
-        )
+def current_pack(blocks, n_keys):
+    """Take every block as a sequence of its keys and of the queries in it."""
+    ends = pad(blocks.start, (0, 1), value=n_keys)
+    cu_q = torch.searchsorted(blocks.position, ends)
+    return Pack(cu_q.int(), ends.int(), blocks.longest, blocks.longest)
 
 
-def past_groups(routing, blocks):
-    """Yield the lists of a routing, those of similar length together.
+def past_lists(routing, blocks, heads, heads_k, n_keys):
+    """Take every list as a sequence of its queries and of the keys of its block.
 
-    Past blocks are complete, so all lists read block_size keys.
-    """
-    device, n_blocks = blocks.start.device, len(blocks.start)
-    by_length = routing.cu_pairs.diff().sort(descending=True, stable=True)
-    for a, b in similar_runs(by_length.values.tolist()):
-        entry, length = by_length.indices[a:b], by_length.values[a:b, None]
-        row = torch.arange(int(length[0]), device=device)
-        first = blocks.start[entry % n_blocks]
-        yield PastGroup(
-            pairs=routing.cu_pairs[entry][:, None] + row.clamp(max=length - 1),
-            valid=row < length,
-            head=entry // n_blocks,
-            keys=first[:, None] + torch.arange(blocks.block_size, device=device),
-        )
-
-
-def similar_runs(lengths):
-    """Cut descending lengths into runs that waste little when padded to the longest.
+    Query heads that share a key head and chose one block read the same keys, so their
+    lists become one.
 
     Args:
-        lengths: list of integers, descending; zeros at the end are left out.
+        routing: Routing.
+        blocks: Blocks.
+        heads: H.
+        heads_k: HK.
+        n_keys: tokens of k.
+    """
+    n_blocks, ratio = len(blocks.start), heads // heads_k
+    rows = routing.query * heads + routing.entry // max(n_blocks, 1)
+    pairs, cu_q = None, routing.cu_pairs
+    if ratio > 1:
+        pairs, cu_q = merged_order(routing, (heads_k, ratio, n_blocks))
+        rows = rows[pairs]
+    first = torch.arange(heads_k, device=cu_q.device)[:, None] * n_keys
+    cu_k = pad((first + blocks.start).flatten(), (0, 1), value=heads_k * n_keys)
+    if capturing(cu_q):
+        longest = len(rows)
+    else:
+        longest = int(cu_q.diff().max()) if n_blocks else 0
+    return PastLists(rows, pairs, Pack(cu_q.int(), cu_k.int(), longest, blocks.longest))
+
+
+def merged_order(routing, shape):
+    """Sort the pairs by key head and block, then by query head and query.
+
+    Args:
+        routing: Routing.
+        shape: (HK, H / HK, N).
 
     Returns:
-        runs: list of (first, one past the last).
-
-    Example:
-        >>> similar_runs([100, 98, 95, 10, 10, 0])
-        [(0, 3), (3, 5)]
+        pairs: (P,) int64.
+        cu_q: (HK * N + 1,) first place of every merged list, then P.
     """
-    runs, first, rows = [], 0, 0
-    for i, length in enumerate(lengths):
-        if length == 0:
-            return [*runs, (first, i)] if i > first else runs
-        padded = lengths[first] * (i - first + 1)
-        full = padded > ROWS_PER_CALL
-        if i > first and (full or padded - rows - length > PADDED_SHARE * padded):
-            runs.append((first, i))
-            first, rows = i, 0
-        rows += length
-    return [*runs, (first, len(lengths))] if lengths else runs
+    counts = routing.cu_pairs.diff().view(shape).transpose(1, 2)
+    first = routing.cu_pairs[:-1].view(shape).transpose(1, 2).flatten()
+    places = pad(counts.flatten().cumsum(0), (1, 0))
+    place = torch.arange(len(routing.query), device=places.device)
+    part = torch.searchsorted(places[1:], place, right=True)
+    part = part.clamp(max=max(len(first) - 1, 0))
+    # Padding behind the lists stays where it is.
+    pairs = torch.where(place < places[-1], first[part] + place - places[part], place)
+    return pairs, places[:: shape[1]]
 
 
-def head_groups(q, k):
-    """List every key/value head with the slice of query heads that read it."""
-    ratio = q.shape[1] // k.shape[1]
-    return [(hk, slice(hk * ratio, (hk + 1) * ratio)) for hk in range(k.shape[1])]
+def gather_rows(x, lists):
+    """Bring the rows of x (S, H, D) into the order of the merged lists, (P, 1, D)."""
+    return x.flatten(0, 1).index_select(0, lists.rows)[:, None]
 
 
-def share(x, heads):
-    """View (blocks, L, D) as (blocks, heads, L, D) without repeating anything."""
-    return x[:, None].expand(-1, heads.stop - heads.start, -1, -1)
+def heads_in_a_row(x):
+    """Put the tokens of every head behind those of the one before: (HK * SK, 1, D)."""
+    return x.transpose(0, 1).flatten(0, 1)[:, None]
+
+
+def in_order(values, pairs):
+    """Undo an order of pairs: row i of values belongs to pair pairs[i]."""
+    ordered = torch.empty_like(values)
+    ordered[pairs] = values
+    return ordered

@@ -1,21 +1,38 @@
 """Differentiate the attention over the chosen blocks."""
 
-import torch
-
-from moba_fast import _flash
-from moba_fast.attend import current_groups, head_groups, past_groups, share
-from moba_fast.combine import by_slot
+from moba_fast.attend import (
+    current_pack,
+    gather_rows,
+    heads_in_a_row,
+    in_order,
+    past_lists,
+)
+from moba_fast.combine import pairs_by_slot, pick
 from moba_fast.gate import gate_dtype
 from moba_fast.route import route
+from moba_fast.varlen import attention_backward
 
 
-def moba_attention_backward(dout, q, k, v, out, lse, selected, blocks, softmax_scale):
+def moba_attention_backward(
+    dout,
+    q,
+    k,
+    v,
+    out,
+    lse,
+    selected,
+    blocks,
+    softmax_scale,
+    deterministic=True,
+    kernel=None,
+):
     """Compute the gradients of q, k and v; the choice of blocks has none.
 
     Same contract as moba_ref.moba_attention_backward, with gradients in the dtype of
-    the inputs. Every sum is taken in a fixed order, in float32 or better.
+    the inputs. With `deterministic` every sum is taken in a fixed order.
 
     Example: one query that reads one key has weight 1, so dv is dout.
+        >>> import torch
         >>> from moba_fast.blocks import partition
         >>> one = torch.ones(1, 1, 1)
         >>> lse, selected = one[..., 0], torch.zeros(1, 1, 1, dtype=torch.int32)
@@ -24,58 +41,53 @@ def moba_attention_backward(dout, q, k, v, out, lse, selected, blocks, softmax_s
         >>> dq.item(), dk.item(), dv.item()
         (0.0, 0.0, 3.0)
     """
-    merged = (dout, q, k, v, out, lse)
-    current = backward_current(*merged, blocks, softmax_scale)
-    past = backward_past(*merged, route(selected, blocks), blocks, softmax_scale)
-    return tuple(
-        (a + b).to(x.dtype) for a, b, x in zip(current, past, (q, k, v), strict=True)
+    merged, options = (dout, q, k, v, out, lse), (softmax_scale, deterministic, kernel)
+    grads = [x.to(gate_dtype(q)) for x in backward_current(*merged, blocks, *options)]
+    routing = route(selected, blocks)
+    add_past(grads, *merged, routing, blocks, *options)
+    return tuple(grad.to(q.dtype) for grad in grads)
+
+
+def backward_current(
+    dout, q, k, v, out, lse, blocks, softmax_scale, deterministic, kernel
+):
+    """Differentiate the causal part inside every block."""
+    return attention_backward(
+        *(dout, q, k, v, out, lse, current_pack(blocks, len(k)), True, softmax_scale),
+        *(deterministic, kernel),
     )
 
 
-def backward_current(dout, q, k, v, out, lse, blocks, softmax_scale):
-    """Differentiate the causal part inside every block."""
-    dq, dk, dv = (torch.zeros_like(x, dtype=gate_dtype(x)) for x in (q, k, v))
-    for group in current_groups(blocks):
-        for hk, heads in head_groups(q, k):
-            queries, keys = (group.queries, heads), (group.keys, hk)
-            part = _flash.attention_backward(
-                dout[queries].transpose(1, 2),
-                q[queries].transpose(1, 2),
-                share(k[keys], heads),
-                share(v[keys], heads),
-                out[queries].transpose(1, 2),
-                lse[queries].transpose(1, 2),
-                True,
-                softmax_scale,
-            )
-            dq[queries] = part[0].transpose(1, 2).to(dq.dtype)
-            dk[keys] = part[1].sum(1, dtype=dk.dtype)
-            dv[keys] = part[2].sum(1, dtype=dv.dtype)
-    return dq, dk, dv
+def add_past(
+    grads,
+    dout,
+    q,
+    k,
+    v,
+    out,
+    lse,
+    routing,
+    blocks,
+    softmax_scale,
+    deterministic,
+    kernel,
+):
+    """Add the part that comes from past blocks to [dq, dk, dv], in place.
 
-
-def backward_past(dout, q, k, v, out, lse, routing, blocks, softmax_scale):
-    """Differentiate the part that comes from past blocks.
-
-    Gradients are kept per pair, and per query head, until all lists are done: so no
-    two lists write to one place, and the sums have an order.
+    The gradient of a query is kept per pair until all lists are done, so that no two
+    lists write to one place and the sum over a query's slots has an order.
     """
-    ratio, wide = q.shape[1] // k.shape[1], gate_dtype(q)
     if len(routing.query) == 0:
-        return 0, 0, 0
-    dq = q.new_empty(len(routing.query), q.shape[2], dtype=wide)
-    dk = k.new_zeros(len(k), q.shape[1], k.shape[2], dtype=wide)
-    dv = torch.zeros_like(dk)
-    for group in past_groups(routing, blocks):
-        head = group.head[:, None]
-        rows, keys = (routing.query[group.pairs], head), (group.keys, head // ratio)
-        lse_rows = lse[rows].masked_fill(~group.valid, torch.inf)
-        operands = (dout[rows], q[rows], k[keys], v[keys], out[rows], lse_rows)
-        part = _flash.attention_backward(
-            *(x[:, None] for x in operands), False, softmax_scale
-        )
-        dq[group.pairs[group.valid]] = part[0][:, 0][group.valid].to(wide)
-        dk[group.keys, head] = part[1][:, 0].to(wide)
-        dv[group.keys, head] = part[2][:, 0].to(wide)
-    dk, dv = (x.unflatten(1, (-1, ratio)).sum(2) for x in (dk, dv))
-    return by_slot(dq, routing, q.shape[:2]).sum(2), dk, dv
+        return
+    lists = past_lists(routing, blocks, q.shape[1], k.shape[1], len(k))
+    rows = [gather_rows(x, lists) for x in (dout, q, out)]
+    lse_rows = lse.flatten().index_select(0, lists.rows)[:, None]
+    dq, dk, dv = attention_backward(
+        *(rows[0], rows[1], heads_in_a_row(k), heads_in_a_row(v), rows[2], lse_rows),
+        *(lists.pack, False, softmax_scale, deterministic, kernel),
+    )
+    dq = dq[:, 0] if lists.pairs is None else in_order(dq[:, 0], lists.pairs)
+    for pair in pairs_by_slot(routing, q.shape[:2]):
+        grads[0] += pick(dq, pair)
+    for grad, part in zip(grads[1:], (dk, dv), strict=True):
+        grad += part.view(k.shape[1], len(k), -1).transpose(0, 1)

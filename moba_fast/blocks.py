@@ -1,16 +1,22 @@
 """Cut packed sequences into blocks."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch.nn.functional import pad
+
+from moba_fast.device import expand_runs, upload
 
 
 @dataclass(frozen=True)
 class Blocks:
     """Hold where every block begins and ends and where every query stands.
 
-    Same contract as moba_ref.Blocks, as int64 tensors on one device.
+    Same contract as moba_ref.Blocks, as int64 tensors on one device, with one number
+    that is known on the host.
+
+    Attributes:
+        longest: tokens of the longest block, 0 where there is no block.
     """
 
     block_size: int
@@ -22,6 +28,12 @@ class Blocks:
     position: torch.Tensor
     of_query: torch.Tensor
     first_of_query: torch.Tensor
+    longest: int
+
+    def of_queries(self, first, last):
+        """Return the same blocks, for the queries first to last - 1 only."""
+        names = ("position", "of_query", "first_of_query")
+        return replace(self, **{n: getattr(self, n)[first:last] for n in names})
 
 
 def partition(cu_seqlens, block_size, cu_seqlens_q=None):
@@ -29,6 +41,9 @@ def partition(cu_seqlens, block_size, cu_seqlens_q=None):
 
     Same contract as moba_ref.partition. Offsets may be tensors on any device, which
     decides the device of the result; they are checked by `moba_attention`, not here.
+
+    Note that `cu_seqlens` are the offsets of the keys here, while `moba_attention`
+    names the offsets of the queries so.
 
     Example: sequences of 9, 6 and 10 tokens.
         >>> blocks = partition([0, 9, 15, 25], block_size=4)
@@ -39,18 +54,36 @@ def partition(cu_seqlens, block_size, cu_seqlens_q=None):
         >>> blocks.of_query[20].item(), blocks.first_of_query[20].item()
         (6, 5)
     """
-    cu_k = torch.as_tensor(cu_seqlens).long()
-    cu_q = cu_k if cu_seqlens_q is None else torch.as_tensor(cu_seqlens_q).long()
-    n_of_sequence = (cu_k.diff() + block_size - 1) // block_size
-    cu_blocks = pad(n_of_sequence.cumsum(0), (1, 0))
-    sequence = expand_runs(n_of_sequence)
-    local = torch.arange(len(sequence), device=cu_k.device) - cu_blocks[sequence]
+    cu_q = cu_seqlens if cu_seqlens_q is None else cu_seqlens_q
+    device = torch.as_tensor(cu_seqlens).device
+    host = [torch.as_tensor(cu).cpu().long() for cu in (cu_seqlens, cu_q)]
+    return lay_out(*host, block_size, device)
+
+
+def lay_out(cu_k, cu_q, block_size, device):
+    """Build `Blocks` on a device from offsets on the host, without waiting for it.
+
+    Args:
+        cu_k: (B+1,) int64 on the CPU, offsets of the keys.
+        cu_q: (B+1,) int64 on the CPU, offsets of the queries.
+        block_size: tokens per block.
+        device: where the result goes.
+    """
+    lengths = cu_k.diff()
+    per_sequence = (lengths + block_size - 1) // block_size
+    cu_blocks = pad(per_sequence.cumsum(0), (1, 0))
+    longest = min(block_size, int(lengths.max()))
+    n_blocks, n_keys, n_queries = (int(x[-1]) for x in (cu_blocks, cu_k, cu_q))
+    cu_k, cu_q, cu_blocks = upload((cu_k, cu_q, cu_blocks), device)
+
+    sequence = expand_runs(cu_blocks.diff(), n_blocks)
+    local = torch.arange(n_blocks, device=device) - cu_blocks[sequence]
     start = cu_k[sequence] + local * block_size
     end = torch.minimum(start + block_size, cu_k[sequence + 1])
-    of_token = expand_runs(end - start)
-    sequence_of_query = expand_runs(cu_q.diff())
+    of_token = expand_runs(end - start, n_keys)
+    sequence_of_query = expand_runs(cu_q.diff(), n_queries)
     skipped = (cu_k - cu_q)[1:][sequence_of_query]
-    position = torch.arange(len(skipped), device=cu_k.device) + skipped
+    position = torch.arange(n_queries, device=device) + skipped
     return Blocks(
         block_size=block_size,
         cu_seqlens=cu_k,
@@ -61,14 +94,5 @@ def partition(cu_seqlens, block_size, cu_seqlens_q=None):
         position=position,
         of_query=of_token[position],
         first_of_query=cu_blocks[sequence_of_query],
+        longest=longest,
     )
-
-
-def expand_runs(lengths):
-    """Repeat every index as often as its length says.
-
-    Example:
-        >>> expand_runs(torch.tensor([2, 0, 3]))
-        tensor([0, 0, 2, 2, 2])
-    """
-    return torch.arange(len(lengths), device=lengths.device).repeat_interleave(lengths)

@@ -63,35 +63,55 @@ def check_integer(value, name):
         raise ValueError(f"{name} must be at least 1, got {value}{hint}")
 
 
-def check_offsets(cu_seqlens, name, total, device):
-    """Return offsets as an int32 tensor on the device, or say what is wrong.
+def as_offsets(cu_seqlens, name):
+    """Return offsets as an int32 tensor, or say why they cannot be offsets.
 
     Args:
-        cu_seqlens: (B+1,) integers, tensor or list; None means one sequence.
+        cu_seqlens: (B+1,) integers, tensor or list; None stays None.
         name: what to call it in an error.
-        total: tokens that the offsets must cover.
-        device: where the tensors are.
 
     Raises:
         TypeError: if the offsets are not integers.
-        ValueError: if they are not one-dimensional, do not start at 0, decrease, or
-            do not end at total.
+        ValueError: if they are not one-dimensional with at least two of them.
     """
     if cu_seqlens is None:
-        return torch.tensor([0, total], dtype=torch.int32, device=device)
-    offsets = torch.as_tensor(cu_seqlens)
+        return None
+    try:
+        offsets = torch.as_tensor(cu_seqlens)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(
+            f"{name} must be a tensor or list of integers, got {cu_seqlens!r}"
+        ) from error
     if offsets.is_floating_point() or offsets.is_complex():
         raise TypeError(f"{name} must hold integers, got {offsets.dtype}")
     if offsets.ndim != 1 or len(offsets) < 2:
         raise ValueError(
             f"{name} must be one-dimensional with B + 1 >= 2 offsets, such as "
-            f"[0, {total}]; got shape {tuple(offsets.shape)}"
+            f"[0, 13, 32] for sequences of 13 and 19; got shape {tuple(offsets.shape)}"
         )
+    return offsets.to(torch.int32)
+
+
+def check_offsets(offsets, name, total):
+    """Return offsets as int64 on the CPU, or say what is wrong with their values.
+
+    Args:
+        offsets: (B+1,) integers; None means one sequence.
+        name: what to call it in an error.
+        total: tokens that the offsets must cover.
+
+    Raises:
+        ValueError: if they do not start at 0, decrease, or do not end at total.
+    """
+    if offsets is None:
+        return torch.tensor([0, total])
+    offsets = offsets.cpu().long()
     values = offsets.tolist()
     if values[0] != 0 or values[-1] != total:
         raise ValueError(
             f"{name} must start at 0 and end at the number of tokens, {total}; got "
-            f"{values[0]} and {values[-1]}"
+            f"{values[0]} and {values[-1]}. They are offsets, not lengths: sequences "
+            f"of 13 and 19 tokens have [0, 13, 32]"
         )
     for b, (first, last) in enumerate(pairwise(values)):
         if last < first:
@@ -99,7 +119,7 @@ def check_offsets(cu_seqlens, name, total, device):
                 f"{name} must never decrease, but goes from {first} to {last} at "
                 f"sequence {b}"
             )
-    return offsets.to(device=device, dtype=torch.int32)
+    return offsets
 
 
 def check_queries_fit(cu_q, cu_k):
@@ -119,14 +139,12 @@ def check_queries_fit(cu_q, cu_k):
         )
 
 
-def check_selected(selected, q, topk, blocks):
-    """Raise unless selected could have come from `select_blocks`.
+def check_selected_shape(selected, q, topk):
+    """Raise unless selected has the type, shape and device of a choice.
 
     Raises:
         TypeError: if it is no integer tensor.
-        ValueError: if its shape or device is wrong, if a last column is not the
-            current block, or if another column is neither a past block of the same
-            sequence nor -1, or names a block twice.
+        ValueError: if its shape or device is wrong.
     """
     if not isinstance(selected, torch.Tensor) or selected.is_floating_point():
         raise TypeError("selected must be an integer tensor (S, H, topk)")
@@ -135,6 +153,15 @@ def check_selected(selected, q, topk, blocks):
             f"selected must be (S, H, topk) = {(*q.shape[:2], topk)} on {q.device}, "
             f"got {tuple(selected.shape)} on {selected.device}"
         )
+
+
+def check_selected(selected, blocks):
+    """Raise unless selected could have come from `select_blocks`.
+
+    Raises:
+        ValueError: if a last column is not the current block, or if another column is
+            neither a past block of the same sequence nor -1, or names a block twice.
+    """
     past, current = selected[..., :-1], blocks.of_query[:, None]
     first = blocks.first_of_query[:, None, None]
     wrong = (past != -1) & ((past < first) | (past >= current[..., None]))

@@ -2,8 +2,6 @@
 
 import torch
 
-from moba_fast.gate import gate_dtype
-
 
 def merge(out_a, lse_a, out_b, lse_b):
     """Merge two attentions over disjoint sets of keys into the attention over both.
@@ -37,34 +35,51 @@ def combine(out_current, lse_current, out_past, lse_past, routing):
     """
     if len(routing.query) == 0:
         return out_current, lse_current
-    parts = by_slot(out_past, routing, lse_current.shape)
-    lse_parts = by_slot(lse_past, routing, lse_current.shape, empty=-torch.inf)
-    lse = torch.cat([lse_current[..., None], lse_parts], dim=-1).logsumexp(-1)
-    weight = (lse_current - lse).exp()[..., None]
-    out = weight * out_current
-    for slot in range(parts.shape[2]):
-        weight = (lse_parts[..., slot] - lse).exp()[..., None]
-        out += weight * parts[:, :, slot]
+    pairs = pairs_by_slot(routing, lse_current.shape)
+    lse_parts = [pick(lse_past, pair, -torch.inf) for pair in pairs]
+    lse = torch.stack([lse_current, *lse_parts]).logsumexp(0)
+    out = out_current * (lse_current - lse).exp()[..., None]
+    for pair, lse_part in zip(pairs, lse_parts, strict=True):
+        weight = (lse_part - lse).exp()[..., None]
+        out.addcmul_(pick(out_past, pair).to(out.dtype), weight)
     return out.to(out_current.dtype), lse
 
 
-def by_slot(values, routing, shape, empty=0.0):
-    """Put a value per pair where its query, head and slot are.
+def pairs_by_slot(routing, shape):
+    """List, for every slot, the pair that each query and head named there.
 
     Args:
-        values: (P, ...) one row per pair.
         routing: Routing.
         shape: (S, H).
-        empty: value of slots without a pair.
 
     Returns:
-        slots: (S, H, slots, ...), at least float32; as many slots as are in use.
+        pairs: (slots, S, H) int64, -1 where there is no pair; as many slots as are in
+        use.
     """
-    n_slots = int(routing.slot.max()) + 1
+    n_pairs, device = len(routing.query), routing.query.device
     n_blocks = (len(routing.cu_pairs) - 1) // shape[1]
-    slots = values.new_full(
-        (*shape, n_slots, *values.shape[1:]), empty, dtype=gate_dtype(values)
-    )
-    head = routing.entry // n_blocks
-    slots[routing.query, head, routing.slot] = values.to(slots.dtype)
-    return slots
+    n_slots = routing.slots
+    if n_slots is None:
+        n_slots = int(routing.slot.max()) + 1
+    pair = torch.arange(n_pairs, device=device)
+    pair = pair.masked_fill(pair >= routing.cu_pairs[-1], -1)
+    pairs = pair.new_full((n_slots, *shape), -1)
+    pairs[routing.slot, routing.query, routing.entry // n_blocks] = pair
+    return pairs
+
+
+def pick(values, pair, empty=0.0):
+    """Return the value of every pair, `empty` where the pair is -1.
+
+    Args:
+        values: (P, ...).
+        pair: (S, H) int64.
+        empty: number.
+
+    Returns:
+        picked: (S, H, ...).
+    """
+    picked = values.index_select(0, pair.clamp(min=0).flatten())
+    picked = picked.view(*pair.shape, *values.shape[1:])
+    missing = (pair < 0).view(*pair.shape, *[1] * (values.ndim - 1))
+    return picked.masked_fill_(missing, empty)

@@ -2,6 +2,8 @@
 
 import torch
 
+from moba_fast.device import capturing
+
 # Scores held at once by select_blocks: 16 MiB of float32.
 SCORES_PER_CHUNK = 2**22
 # Scores closer than this many roundings of |q| |k_mean| are tied.
@@ -63,20 +65,38 @@ def select_blocks(q, k_mean, blocks, topk):
     selected = blocks.of_query.new_full((*q.shape[:2], topk), -1, dtype=torch.int32)
     selected[..., -1] = blocks.of_query[:, None]
     norms = k_mean.norm(dim=-1).T.repeat_interleave(q.shape[1] // k_mean.shape[1], 0)
-    rows = max(1, SCORES_PER_CHUNK // max(1, q.shape[1] * len(k_mean)))
-    for a in range(0, len(q) if topk > 1 else 0, rows):
-        first = blocks.first_of_query[a : a + rows]
-        current = blocks.of_query[a : a + rows]
-        # Queries come in the order of their sequences, so the ends bound the chunk.
-        block = torch.arange(first[0].item(), current[-1].item(), device=q.device)
-        scores = past_scores(q[a : a + rows], k_mean, first, current, block)
-        q_norm, k_norm = q[a : a + rows].to(scores.dtype).norm(dim=-1), norms[:, block]
-        past = top_blocks(scores, min(topk - 1, len(block)), q_norm, k_norm) + first[0]
+    for a, b, low, high in query_chunks(q, blocks, topk):
+        first, current = blocks.first_of_query[a:b], blocks.of_query[a:b]
+        block = torch.arange(low, high, device=q.device)
+        scores = past_scores(q[a:b], k_mean, first, current, block)
+        q_norm, k_norm = q[a:b].to(scores.dtype).norm(dim=-1), norms[:, low:high]
+        past = top_blocks(scores, min(topk - 1, high - low), q_norm, k_norm) + low
         readable = (past >= first[:, None, None]) & (past < current[:, None, None])
         past = past.masked_fill(~readable, len(k_mean)).sort(dim=-1).values
         past = past.masked_fill(past == len(k_mean), -1)
-        selected[a : a + rows, :, : past.shape[-1]] = past
+        selected[a:b, :, : past.shape[-1]] = past
     return selected
+
+
+def query_chunks(q, blocks, topk):
+    """Cut the queries into chunks whose scores fit into SCORES_PER_CHUNK.
+
+    Yields:
+        a, b, low, high: queries a to b - 1 may read no past block but low to high - 1.
+    """
+    n_blocks = len(blocks.start)
+    if topk == 1 or len(q) == 0:
+        return
+    rows = max(1, SCORES_PER_CHUNK // max(1, q.shape[1] * n_blocks))
+    cuts = [*range(0, len(q), rows), len(q)]
+    bounds = [(0, n_blocks)] * (len(cuts) - 1)
+    if not capturing(q):
+        # Queries come in the order of their sequences, so the ends bound the chunk.
+        ends = torch.tensor(cuts[1:], device=q.device) - 1
+        low, high = blocks.first_of_query[cuts[:-1]], blocks.of_query[ends]
+        bounds = torch.stack([low, high], dim=1).tolist()
+    for a, b, (low, high) in zip(cuts, cuts[1:], bounds, strict=False):
+        yield a, b, low, high
 
 
 def past_scores(q, k_mean, first, current, block):
@@ -94,7 +114,7 @@ def past_scores(q, k_mean, first, current, block):
     """
     if len(block) == 0:
         return k_mean.new_zeros(*q.shape[:2], 0)
-    means = k_mean[block[0] : block[-1] + 1]
+    means = k_mean[block]
     grouped = q.to(k_mean.dtype).unflatten(1, (k_mean.shape[1], -1))
     scores = torch.einsum("chgd,nhd->chgn", grouped, means).flatten(1, 2)
     past = (block >= first[:, None]) & (block < current[:, None])
@@ -131,7 +151,10 @@ def top_blocks(scores, count, q_norm, k_norm):
         norms = k_norm.expand_as(scores).gather(-1, both).amax(-1) * q_norm
         rounding = TIE_ROUNDINGS * torch.finfo(scores.dtype).eps * norms
         tied = (cut - next_best <= rounding) & (cut > -torch.inf)
-        if tied.any():
+        if capturing(tied):
+            ranked = first_of_tied(scores, cut[..., None], rounding[..., None], count)
+            columns = torch.where(tied[..., None], ranked, columns)
+        elif tied.any():
             columns[tied] = first_of_tied(
                 scores[tied], cut[tied, None], rounding[tied, None], count
             )
@@ -142,13 +165,13 @@ def first_of_tied(scores, cut, rounding, count):
     """List the columns above the cut, then the lowest ones of those tied with it.
 
     Args:
-        scores: (R, n).
+        scores: (R, n), or (C, H, n).
         cut: (R, 1) the count-th largest score of every row.
         rounding: (R, 1) how far from the cut a score is still tied.
         count: columns per row.
     """
     rank = (scores >= cut - rounding).int() + (scores > cut + rounding).int()
-    return rank.sort(dim=-1, descending=True, stable=True).indices[:, :count]
+    return rank.sort(dim=-1, descending=True, stable=True).indices[..., :count]
 
 
 def gate_dtype(x):

@@ -1,22 +1,14 @@
 """Mixture of Block Attention: the four steps in a row."""
 
 import torch
-from torch.autograd.function import once_differentiable
 
-from moba_fast.attend import attend_current, attend_past
-from moba_fast.backends import choose_backend
-from moba_fast.backward import moba_attention_backward
-from moba_fast.blocks import partition
+from moba_fast import op, workspace
 from moba_fast.checks import (
+    as_offsets,
     check_integer,
-    check_offsets,
-    check_queries_fit,
-    check_selected,
+    check_selected_shape,
     check_tensors,
 )
-from moba_fast.combine import combine
-from moba_fast.gate import pool_keys, select_blocks
-from moba_fast.route import route
 
 
 def moba_attention(
@@ -32,6 +24,7 @@ def moba_attention(
     selected=None,
     backend="auto",
     deterministic=False,
+    workspace_bytes=workspace.DEFAULT,
     return_aux=False,
 ):
     """Attend from every query to its own block and its topk - 1 best past blocks.
@@ -49,9 +42,12 @@ def moba_attention(
             than queries; the queries are the last tokens. None: as `cu_seqlens`.
         softmax_scale: factor on the scores. None: D ** -0.5.
         selected: (S, H, topk) int32 block ids that replace the gate's choice.
-        backend: "auto" or a name from `backends()`.
-        deterministic: ask for bit-identical results on every run. Backend "torch"
-            always gives them.
+        backend: "auto" or a name from `backends()`. "flash:aten" and the like name the
+            kernel, too; so does the environment variable MOBA_FAST_KERNEL.
+        deterministic: ask for bit-identical gradients on every run. The forward pass
+            and backend "torch" always give them.
+        workspace_bytes: memory that temporary tensors may take, 2 GiB by default. A
+            call that needs more goes through heads and queries in turn.
         return_aux: also return lse and selected.
 
     Returns:
@@ -62,7 +58,8 @@ def moba_attention(
     Raises:
         TypeError: if an argument has the wrong type or dtype.
         ValueError: if shapes, offsets, block_size, topk, selected or backend are not
-            as described; the message says what was expected and what came.
+            as described, or workspace_bytes is too small; the message says what was
+            expected and what came.
 
     Example: with topk=1 every query reads its own block only.
         >>> q = k = torch.zeros(4, 1, 1)
@@ -73,44 +70,33 @@ def moba_attention(
     check_tensors(q, k, v)
     check_integer(block_size, "block_size")
     check_integer(topk, "topk")
-    choose_backend(backend)
-    cu_q = check_offsets(cu_seqlens, "cu_seqlens", len(q), q.device)
-    if cu_seqlens_k is None:
-        cu_seqlens_k = cu_q
-    cu_k = check_offsets(cu_seqlens_k, "cu_seqlens_k", len(k), q.device)
-    check_queries_fit(cu_q, cu_k)
-    softmax_scale = q.shape[2] ** -0.5 if softmax_scale is None else softmax_scale
+    check_integer(workspace_bytes, "workspace_bytes")
+    if selected is not None:
+        check_selected_shape(selected, q, topk)
+    q, k, v = under_autocast(q, k, v)
+    offsets = (
+        as_offsets(cu_seqlens, "cu_seqlens"),
+        as_offsets(cu_seqlens_k, "cu_seqlens_k"),
+    )
+    softmax_scale = (
+        q.shape[2] ** -0.5 if softmax_scale is None else float(softmax_scale)
+    )
 
-    blocks = partition(cu_k, block_size, cu_q)
-    if selected is None:
-        with torch.no_grad():
-            selected = select_blocks(q, pool_keys(k, blocks), blocks, topk)
-    else:
-        check_selected(selected, q, topk, blocks)
-    out, lse = BlockAttention.apply(q, k, v, selected, blocks, softmax_scale)
-    return (out, lse, selected) if return_aux else out
+    given = selected is not None
+    if not given:
+        selected = op.select(q.detach(), k.detach(), *offsets, block_size, topk)
+    choice = offsets, block_size, softmax_scale
+    out, lse = op.attend(
+        *(q, k, v, selected, *choice[0], *choice[1:]),
+        *(backend, deterministic, workspace_bytes, given),
+    )
+    return (out, lse.detach(), selected) if return_aux else out
 
 
-class BlockAttention(torch.autograd.Function):
-    """Attend over chosen blocks, with the merged lse kept for the backward pass."""
-
-    @staticmethod
-    def forward(ctx, q, k, v, selected, blocks, softmax_scale):
-        """Arrange, attend and combine."""
-        routing = route(selected, blocks)
-        out_current, lse_current = attend_current(q, k, v, blocks, softmax_scale)
-        out_past, lse_past = attend_past(q, k, v, routing, blocks, softmax_scale)
-        out, lse = combine(out_current, lse_current, out_past, lse_past, routing)
-        ctx.save_for_backward(q, k, v, out, lse, selected)
-        ctx.blocks, ctx.softmax_scale = blocks, softmax_scale
-        ctx.mark_non_differentiable(lse)
-        return out, lse
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, dout, _):
-        """Differentiate with respect to q, k and v."""
-        grads = moba_attention_backward(
-            dout, *ctx.saved_tensors, ctx.blocks, ctx.softmax_scale
-        )
-        return *grads, None, None, None
+def under_autocast(q, k, v):
+    """Cast to the dtype of a surrounding torch.autocast, as PyTorch's own does."""
+    device = q.device.type
+    if not torch.is_autocast_enabled(device) or q.dtype == torch.float64:
+        return q, k, v
+    dtype = torch.get_autocast_dtype(device)
+    return q.to(dtype), k.to(dtype), v.to(dtype)

@@ -3,26 +3,32 @@
 from dataclasses import dataclass
 
 import torch
-from torch.nn.functional import pad
 
-from moba_fast.blocks import expand_runs
+from moba_fast.device import capturing
 
 
 @dataclass(frozen=True)
 class Routing:
     """List, for every head and block, the queries that chose it as a past block.
 
-    Same contract as moba_ref.Routing, as int64 tensors.
+    Same contract as moba_ref.Routing, as int64 tensors. While a CUDA graph is captured
+    P is an upper bound: pairs from cu_pairs[-1] on are padding that no list holds.
+
+    Attributes:
+        slots: columns of `selected` that name past blocks; None: those in use.
     """
 
     query: torch.Tensor
     slot: torch.Tensor
     cu_pairs: torch.Tensor
+    slots: int | None = None
 
     @property
     def entry(self):
         """The list of every pair, (P,): head * N + block."""
-        return expand_runs(self.cu_pairs.diff())
+        pair = torch.arange(len(self.query), device=self.query.device)
+        entry = torch.searchsorted(self.cu_pairs[1:], pair, right=True)
+        return entry.clamp(max=len(self.cu_pairs) - 2)
 
 
 def route(selected, blocks):
@@ -40,9 +46,16 @@ def route(selected, blocks):
         >>> routing.query.tolist(), routing.cu_pairs.tolist()
         ([2, 4, 5, 5], [0, 3, 4, 4])
     """
-    past, n_blocks = selected[..., :-1], len(blocks.start)
-    query, head, slot = (past >= 0).nonzero(as_tuple=True)
-    entry = head * n_blocks + past[query, head, slot]
-    order = entry.argsort(stable=True)
-    counts = torch.bincount(entry, minlength=selected.shape[1] * n_blocks)
-    return Routing(query[order], slot[order], pad(counts.cumsum(0), (1, 0)))
+    past = selected[..., :-1].int()
+    _, heads, slots = past.shape
+    n_lists = heads * len(blocks.start)
+    head = torch.arange(heads, dtype=torch.int32, device=past.device)[:, None]
+    # Padding sorts behind all lists.
+    entry = (head * len(blocks.start) + past).masked_fill(past < 0, n_lists)
+    entry, order = entry.flatten().sort(stable=True)
+    lists = torch.arange(n_lists + 1, dtype=torch.int32, device=past.device)
+    cu_pairs = torch.searchsorted(entry, lists)
+    if not capturing(past):
+        order = order[: cu_pairs[-1].item()]
+    query, slot = order // max(heads * slots, 1), order % max(slots, 1)
+    return Routing(query, slot, cu_pairs, slots)

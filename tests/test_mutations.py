@@ -48,7 +48,7 @@ MUTATIONS = [
     ),
     Mutation(
         "< for <=",
-        "moba_fast/_flash.py",
+        "moba_fast/_batches.py",
         "triu(n - m + 1)",
         "triu(n - m)",
         "test_causality.py",
@@ -63,8 +63,8 @@ MUTATIONS = [
     Mutation(
         "current block dropped",
         "moba_fast/combine.py",
-        "lse = torch.cat([lse_current[..., None], lse_parts], dim=-1).logsumexp(-1)",
-        "lse = lse_parts.logsumexp(-1)",
+        "torch.stack([lse_current, *lse_parts]).logsumexp(0)",
+        "torch.stack(lse_parts).logsumexp(0)",
         "test_combine.py",
     ),
     Mutation(
@@ -77,7 +77,7 @@ MUTATIONS = [
     ),
     Mutation(
         "heads and tokens swapped in lse",
-        "moba_fast/attend.py",
+        "moba_fast/_batches.py",
         "part[1].transpose(1, 2)",
         "part[1].reshape(part[0].transpose(1, 2).shape[:3])",
         "test_attend.py",
@@ -113,8 +113,8 @@ MUTATIONS = [
     Mutation(
         "merge without max",
         "moba_fast/combine.py",
-        ".logsumexp(-1)",
-        ".exp().sum(-1).log()",
+        ".logsumexp(0)",
+        ".exp().sum(0).log()",
         "test_combine.py",
     ),
     Mutation(
@@ -134,8 +134,8 @@ MUTATIONS = [
     Mutation(
         "lower block does not win ties",
         "moba_fast/gate.py",
-        "indices[:, :count]",
-        "indices[:, -count:]",
+        "indices[..., :count]",
+        "indices[..., -count:]",
         "test_gate.py",
     ),
 ]

@@ -1,0 +1,154 @@
+"""Register the steps as operators of PyTorch, so that torch.compile takes them whole.
+
+Inside the operators sizes depend on data; outside, all shapes follow from the inputs.
+"""
+
+import torch
+from torch import Tensor
+
+from moba_fast.attend import attend_current, attend_past
+from moba_fast.backends import kernel_of
+from moba_fast.backward import add_past, backward_current
+from moba_fast.blocks import lay_out
+from moba_fast.checks import check_offsets, check_queries_fit, check_selected
+from moba_fast.combine import combine
+from moba_fast.gate import gate_dtype, pool_keys, select_blocks
+from moba_fast.route import route
+from moba_fast.workspace import parts
+
+
+@torch.library.custom_op("moba_fast::select", mutates_args=())
+def select(
+    q: Tensor,
+    k: Tensor,
+    cu_seqlens: Tensor | None,
+    cu_seqlens_k: Tensor | None,
+    block_size: int,
+    topk: int,
+) -> Tensor:
+    """Step 1, assign: choose the blocks of every query, (S, H, topk) int32."""
+    blocks = blocks_of(q, k, cu_seqlens, cu_seqlens_k, block_size)
+    return select_blocks(q, pool_keys(k, blocks), blocks, topk)
+
+
+@select.register_fake
+def _(q, k, cu_seqlens, cu_seqlens_k, block_size, topk):
+    return q.new_empty((*q.shape[:2], topk), dtype=torch.int32)
+
+
+@torch.library.custom_op("moba_fast::attend", mutates_args=())
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    selected: Tensor,
+    cu_seqlens: Tensor | None,
+    cu_seqlens_k: Tensor | None,
+    block_size: int,
+    softmax_scale: float,
+    backend: str,
+    deterministic: bool,
+    workspace_bytes: int,
+    check: bool,
+) -> tuple[Tensor, Tensor]:
+    """Steps 2 to 4: arrange, attend and combine; out (S, H, D) and lse (S, H)."""
+    blocks = blocks_of(q, k, cu_seqlens, cu_seqlens_k, block_size)
+    if check:
+        check_selected(selected, blocks)
+    kernel = kernel_of(backend, q)
+    out, lse = q.new_empty(q.shape), q.new_empty(q.shape[:2], dtype=gate_dtype(q))
+    for part in parts(q, k, selected.shape[2], workspace_bytes):
+        keys, values = (heads_first(x[:, part.heads_k]) for x in (k, v))
+        some_q, chosen = q[:, part.heads], selected[:, part.heads]
+        current = attend_current(some_q, keys, values, blocks, softmax_scale, kernel)
+        for a, b in part.queries:
+            these = blocks.of_queries(a, b)
+            routing = route(chosen[a:b], these)
+            past = attend_past(
+                *(some_q[a:b], keys, values, routing, these, softmax_scale, kernel)
+            )
+            merged = combine(current[0][a:b], current[1][a:b], *past, routing)
+            out[a:b, part.heads], lse[a:b, part.heads] = merged
+    return out, lse
+
+
+@attend.register_fake
+def _(q, k, v, selected, *options):
+    return q.new_empty(q.shape), q.new_empty(q.shape[:2], dtype=gate_dtype(q))
+
+
+@torch.library.custom_op("moba_fast::attend_backward", mutates_args=())
+def attend_backward(
+    dout: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    selected: Tensor,
+    cu_seqlens: Tensor | None,
+    cu_seqlens_k: Tensor | None,
+    block_size: int,
+    softmax_scale: float,
+    backend: str,
+    deterministic: bool,
+    workspace_bytes: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Differentiate `attend`; dq, dk, dv in the shapes and dtype of q, k, v."""
+    blocks = blocks_of(q, k, cu_seqlens, cu_seqlens_k, block_size)
+    options = softmax_scale, deterministic, kernel_of(backend, q)
+    results = [torch.empty_like(x) for x in (q, k, v)]
+    for part in parts(q, k, selected.shape[2], workspace_bytes, backward=True):
+        keys, values = (heads_first(x[:, part.heads_k]) for x in (k, v))
+        rows = [x[:, part.heads] for x in (dout, q, out, lse)]
+        grads = backward_current(
+            *(rows[0], rows[1], keys, values, *rows[2:], blocks, *options)
+        )
+        grads = [x.to(gate_dtype(q)) for x in grads]
+        for a, b in part.queries:
+            these = blocks.of_queries(a, b)
+            routing = route(selected[a:b, part.heads], these)
+            some = [x[a:b] for x in rows]
+            add_past(
+                [grads[0][a:b], *grads[1:]],
+                *(some[0], some[1], keys, values, *some[2:], routing, these, *options),
+            )
+        slices = part.heads, part.heads_k, part.heads_k
+        for result, heads, grad in zip(results, slices, grads, strict=True):
+            result[:, heads] = grad
+    return tuple(results)
+
+
+@attend_backward.register_fake
+def _(dout, q, k, v, *rest):
+    return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+
+
+def setup_context(ctx, inputs, output):
+    """Keep what `attend_backward` needs."""
+    q, k, v, selected, *ctx.offsets = inputs[:6]
+    ctx.options = inputs[6:11]
+    ctx.save_for_backward(q, k, v, *output, selected)
+
+
+def differentiate(ctx, dout, _):
+    """Differentiate with respect to q, k and v; the lse has no gradient."""
+    grads = attend_backward(dout, *ctx.saved_tensors, *ctx.offsets, *ctx.options)
+    return *grads, *[None] * 9
+
+
+attend.register_autograd(differentiate, setup_context=setup_context)
+
+
+def blocks_of(q, k, cu_seqlens, cu_seqlens_k, block_size):
+    """Check the offsets and cut the sequences into blocks, on q's device."""
+    cu_q = check_offsets(cu_seqlens, "cu_seqlens", len(q))
+    cu_k = cu_q if cu_seqlens_k is None else cu_seqlens_k
+    cu_k = check_offsets(cu_k, "cu_seqlens_k", len(k))
+    check_queries_fit(cu_q, cu_k)
+    return lay_out(cu_k, cu_q, block_size, q.device)
+
+
+def heads_first(x):
+    """Copy x (S, H, D) so that the rows of one head lie in a row; same shape."""
+    return x.transpose(0, 1).contiguous().transpose(0, 1)

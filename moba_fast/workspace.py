@@ -1,0 +1,87 @@
+"""Divide a call into parts whose temporary tensors fit into a given memory."""
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+DEFAULT = 2 * 2**30
+# Fewer queries at a time would spend their time on launching work.
+FEWEST_QUERIES = 256
+# Vectors of int64 over the pairs that are alive together: an order, its sort, places.
+INDEX_BYTES = 10 * 8
+
+
+@dataclass(frozen=True)
+class Part:
+    """Hold a share of a call: some heads, and their queries in shares, too.
+
+    Attributes:
+        heads: slice of the query heads.
+        heads_k: slice of the key/value heads.
+        queries: list of (first, one past the last), the shares of the queries.
+    """
+
+    heads: slice
+    heads_k: slice
+    queries: list
+
+
+def parts(q, k, topk, limit, backward=False):
+    """Divide a call by key/value heads, and by queries where one head is too much.
+
+    Args:
+        q: (S, H, D).
+        k: (SK, HK, D).
+        topk: blocks per query.
+        limit: bytes that temporary tensors may take.
+        backward: whether the call is the backward pass.
+
+    Returns:
+        list of Part.
+
+    Raises:
+        ValueError: if one head of FEWEST_QUERIES queries needs more than the limit.
+
+    Example:
+        >>> import torch
+        >>> q = k = torch.zeros(1000, 2, 64)
+        >>> [p.queries for p in parts(q, k, 3, limit=2**21)]
+        [[(0, 692), (692, 1000)], [(0, 692), (692, 1000)]]
+    """
+    ratio = q.shape[1] // k.shape[1]
+    per_query, per_key = bytes_per_row(q, ratio, topk, backward)
+    fixed, per_head = per_key * len(k), per_key * len(k) + per_query * len(q)
+    group = min(k.shape[1], limit // max(per_head, 1))
+    rows = len(q)
+    if group == 0:
+        group, rows = 1, (limit - fixed) // per_query
+        fewest = min(len(q), FEWEST_QUERIES)
+        if rows < fewest:
+            raise ValueError(
+                f"workspace_bytes={limit} is too small: one key/value head over "
+                f"{len(k)} keys needs {fixed + fewest * per_query} bytes for "
+                f"{fewest} queries at a time; raise workspace_bytes to that or more"
+            )
+    cuts = list(pairwise([*range(0, len(q), max(rows, 1)), len(q)]))
+    return [
+        Part(
+            slice(h * ratio, min(h + group, k.shape[1]) * ratio),
+            slice(h, min(h + group, k.shape[1])),
+            cuts,
+        )
+        for h in range(0, k.shape[1], group)
+    ]
+
+
+def bytes_per_row(q, ratio, topk, backward):
+    """Estimate what a query and a key of one key/value head take for a while.
+
+    Returns:
+        per_query, per_key: bytes.
+    """
+    narrow = q.shape[2] * q.element_size()
+    wide = q.shape[2] * max(q.element_size(), 4)
+    # Forward: queries and results; backward: dout, q, out, dq and a copy of dq.
+    rows, sums, keys = (5, 2, 4) if backward else (3, 2, 2)
+    per_pair = rows * narrow + INDEX_BYTES
+    per_query = ratio * ((topk - 1) * per_pair + sums * wide + INDEX_BYTES)
+    return per_query, keys * narrow + (2 * wide if backward else 0)
