@@ -29,6 +29,8 @@ NAMES = [
     "error_map",
     "route_picture",
     "film_stills",
+    "pipeline_stills",
+    "gap_histogram",
     "text_blocks",
     "line_heatmap",
 ]
@@ -39,6 +41,8 @@ def draw(name, which="plain"):
     tokens, few = len(s.selected), QUERIES[which]
     text = b"\n".join(re.findall(rb".{1,23}", TEXT))[:tokens]
     weights = viz.block_weights(s.lse_current, s.lse_past, s.routing, s.blocks)
+    steps = (s.selected, s.routing, s.lse_current, s.lse_past, s.blocks)
+    gap = np.abs(s.lse_current)
     error = np.abs(s.lse_current - s.lse_current.astype(np.float32))
     return {
         "block_ruler": lambda: viz.block_ruler(s.blocks),
@@ -51,6 +55,8 @@ def draw(name, which="plain"):
         "error_map": lambda: viz.error_map(error, "lse", tolerance=1e-6),
         "route_picture": lambda: viz.route_picture(s.routing, s.blocks),
         "film_stills": lambda: viz.film_stills(s.selected, s.blocks),
+        "pipeline_stills": lambda: viz.pipeline_stills(*steps),
+        "gap_histogram": lambda: viz.gap_histogram(gap, gap < 0.01, 1e-2),
         "text_blocks": lambda: viz.text_blocks(text, s.blocks, s.selected, few[-1:]),
         "line_heatmap": lambda: viz.line_heatmap(text, s.blocks, s.selected),
     }[name]()
