@@ -26,6 +26,7 @@ from moba_lab.viz.strip import query_strip
 from moba_lab.viz.style import State
 from moba_lab.viz.terminal import ascii
 from moba_lab.viz.text import text_blocks
+from moba_lab.viz.work import work_bars
 
 __all__ = [
     "State",
@@ -53,4 +54,5 @@ __all__ = [
     "text_html",
     "token_mask",
     "token_states",
+    "work_bars",
 ]
