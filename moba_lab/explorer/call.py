@@ -13,8 +13,10 @@ from moba_lab.viz.reading import as_bytes, visible
 from moba_lab.viz.states import states
 from moba_lab.viz.style import State
 from moba_lab.viz.words import reads
+from moba_ref import partition
 
-# A page draws this many cells (queries x blocks) without a pause.
+# A page shows this much without a pause, and a canvas is at most 32,767 pixels high.
+MOST_QUERIES = 2**14
 MOST_CELLS = 2**22
 # Up to this length every block size is offered, beyond it the powers of two.
 EVERY_SIZE = 64
@@ -57,16 +59,21 @@ class Call:
 
     Raises:
         TypeError: if text is a str.
-        ValueError: if shapes do not fit, are empty, or text has another length.
+        ValueError: if shapes do not fit or are empty, if there are more than
+            MOST_QUERIES queries, or offsets or text do not fit the tokens.
     """
 
     def __init__(self, q, k, v, cu_seqlens=None, text=None, softmax_scale=None):
         self.q, self.k, self.v = (_floats(x) for x in (q, k, v))
         _check_shapes(self.q, self.k, self.v)
         self.S, self.H = self.q.shape[:2]
-        one_sequence = [0, self.S]
-        offsets = one_sequence if cu_seqlens is None else array(cu_seqlens).tolist()
-        self.cu_seqlens, self.softmax_scale = offsets, softmax_scale
+        if self.S > MOST_QUERIES:
+            raise ValueError(
+                f"at most {MOST_QUERIES:,} queries can be shown, got {self.S:,}; look "
+                "at a part of the call"
+            )
+        self.cu_seqlens = _check_offsets(cu_seqlens, self.S)
+        self.softmax_scale = softmax_scale
         self.text = None if text is None else visible(as_bytes(text))
         if self.text is not None and len(self.text) != self.S:
             raise ValueError(
@@ -197,7 +204,7 @@ class Call:
             "block_size": grid.block_size,
             "query": query,
             "own": int(grid.of_query[query]),
-            "past": int(grid.of_query[query] - grid.first_of_query[query]),
+            "left_out": len(left_out),
             "sentence": f"What to see: {reads(cells, query)}.",
             "rows": [
                 {
@@ -238,6 +245,16 @@ def _check_shapes(q, k, v):
             "expected q (S, H, D), k and v (S, HK, D) where HK divides H and none is "
             f"empty, got q {shapes[0]}, k {shapes[1]}, v {shapes[2]}"
         )
+
+
+def _check_offsets(cu_seqlens, S):
+    """Return the offsets as a list, or say what is wrong with them."""
+    if cu_seqlens is None:
+        return [0, S]
+    offsets = partition(array(cu_seqlens), block_size=S).cu_seqlens.tolist()
+    if offsets[-1] != S:
+        raise ValueError(f"cu_seqlens must end at the {S} tokens, got {offsets[-1]}")
+    return offsets
 
 
 def _number(value):

@@ -5,30 +5,35 @@
 
 const SELECTED = 2;
 const CURRENT = 3;
-// Rows of fewer pixels would leave no room for the marks; see MARK_PIXELS in viz.
+// Rows of fewer pixels would leave no room for the marks.
 const ROW_PIXELS = { few: 14, many: 8 };
 const FEW_ROWS = 64;
+// Rows of context that stay in sight above and below the query.
+const ROWS_AROUND = 3;
 const MAP_WIDTH = 360;
-const CELL_PIXELS = { least: 6, most: 22 };
+const CELL_PIXELS = { least: 6, most: 30 };
+const NUMBER_PIXELS = { wide: 26, high: 14 };
+const BORDER = "#8C8C8C";
+const HATCH = "#4D4D4D";
 
 const SLIDERS = [
   {
     name: "topk",
     label: "topk",
     values: (picture) => range(1, picture.most_topk),
-    text: (value) => `${value}`,
+    words: (value) => (value === 1 ? "1 block" : `${value} blocks`),
   },
   {
     name: "block_size",
     label: "block size",
     values: (picture) => picture.sizes,
-    text: (value) => `${value}`,
+    words: (value) => (value === 1 ? "1 token" : `${value} tokens`),
   },
   {
     name: "head",
     label: "head",
     values: (picture) => range(0, picture.heads - 1),
-    text: (value) => `${value}`,
+    words: (value) => `head ${value}`,
   },
 ];
 
@@ -41,6 +46,10 @@ const STEPS = {
   End: (query, page, last) => last,
 };
 
+const HINT =
+  "Point at a row, or focus the map and press ↑ ↓, Page Up or Page Down for one block, " +
+  "Home or End.";
+
 function render({ model, el }) {
   const view = build(model.get("states"));
   el.append(view.root);
@@ -49,7 +58,7 @@ function render({ model, el }) {
   drawDetail(model, view);
   // The size of the map is known only once it is on the page.
   const resized = new ResizeObserver(() => {
-    showRows(model, view);
+    drawRows(model, view);
     keepInSight(model, view);
   });
   resized.observe(view.map);
@@ -59,7 +68,7 @@ function render({ model, el }) {
   };
 }
 
-// ---- elements
+// Building the page
 
 function element(tag, { text, ...attributes } = {}, ...children) {
   const made = document.createElement(tag);
@@ -73,43 +82,45 @@ function build(states) {
   const id = `moba-${Math.random().toString(36).slice(2)}`;
   const sliders = SLIDERS.map((slider) => buildSlider(slider, id));
   const map = buildMap(id);
-  const panel = buildPanel(id);
   const said = element("p", { class: "said", role: "status", "aria-live": "polite" });
-  const side = element("div", { class: "side" });
-  const controls = element("div", { class: "controls" });
-  controls.append(...sliders.map((slider) => slider.box));
-  side.append(controls, said, panel.box);
-  const body = element("div", { class: "body" }, map.figure, side);
+  const panel = element("div", {
+    class: "panel",
+    role: "region",
+    tabindex: 0,
+    "aria-label": "blocks of the query",
+  });
+  const controls = element("div", { class: "controls" }, ...sliders.flatMap((s) => s.parts));
+  const side = element("div", { class: "side" }, controls, said, panel);
   const root = element(
     "div",
-    { class: "moba-explorer", role: "group", "aria-label": "Block explorer" },
-    body,
+    {
+      class: "moba-explorer",
+      role: "group",
+      "aria-label": "Block explorer",
+      // Without it Lab takes the arrow keys to move between cells.
+      "data-lm-suppress-shortcuts": "true",
+    },
+    element("div", { class: "body" }, map.figure, side),
     buildLegend(states),
-    element("p", {
-      class: "hint",
-      id: `${id}-hint`,
-      text:
-        "Point at a row, or focus the map and press ↑ ↓, Page Up or Page Down for one " +
-        "block, Home or End.",
-    }),
+    element("p", { class: "hint", id: `${id}-hint`, text: HINT }),
   );
   for (const [number, state] of states.entries()) {
     root.style.setProperty(`--state-${number}`, state.color);
     root.style.setProperty(`--ink-${number}`, state.ink);
   }
-  return { root, sliders, said, states, ...map, ...panel };
+  return { root, sliders, said, panel, states, ...map };
 }
 
 function buildSlider(slider, id) {
   const name = `${id}-${slider.name}`;
   const input = element("input", { type: "range", min: 0, step: 1, id: name });
-  const output = element("output", { for: name });
+  const shown = element("span", { class: "value", "aria-hidden": "true" });
   const label = element("label", { for: name, text: slider.label });
-  return { ...slider, input, output, box: element("div", {}, label, input, output) };
+  return { ...slider, input, shown, parts: [label, input, shown] };
 }
 
 function buildMap(id) {
-  const canvas = element("canvas", { "aria-hidden": "true" });
+  const canvas = element("canvas", { class: "cells", "aria-hidden": "true" });
   const columns = element("div", { class: "columns", "aria-hidden": "true" });
   const numbers = element("div", { class: "numbers", "aria-hidden": "true" });
   const cursor = element("div", {
@@ -119,51 +130,47 @@ function buildMap(id) {
     "aria-selected": "true",
   });
   const rows = element("div", { class: "rows", role: "none" }, canvas, numbers, cursor);
-  const map = element(
-    "div",
-    {
-      class: "map",
-      role: "listbox",
-      tabindex: 0,
-      "aria-label": "queries",
-      "aria-activedescendant": cursor.id,
-      "aria-describedby": `${id}-hint`,
-    },
-    columns,
-    rows,
-  );
+  const attributes = {
+    class: "map",
+    role: "listbox",
+    tabindex: 0,
+    "aria-label": "queries",
+    "aria-activedescendant": cursor.id,
+    "aria-describedby": `${id}-hint`,
+  };
+  const map = element("div", attributes, columns, rows);
+  const overview = buildOverview();
   const figure = element(
     "div",
     { class: "figure" },
     element("div", { class: "x-name", text: "key block" }),
     element("div", { class: "y-name", text: "query position" }),
     map,
+    overview.strip,
   );
-  return { map, figure, rows, canvas, columns, numbers, cursor };
+  return { map, figure, rows, canvas, columns, numbers, cursor, ...overview };
 }
 
-function buildPanel(id) {
-  const title = element("h4", { id: `${id}-title` });
-  const table = element("table", { "aria-labelledby": title.id });
-  const box = element(
-    "div",
-    { class: "panel", role: "region", tabindex: 0, "aria-labelledby": title.id },
-    title,
-    table,
-  );
-  return { box, title, table };
+function buildOverview() {
+  const whole = element("canvas");
+  const frame = element("div", { class: "frame" });
+  const strip = element("div", { class: "overview", "aria-hidden": "true" }, whole, frame);
+  return { strip, whole, frame };
 }
 
 function buildLegend(states) {
   const legend = element("ul", { class: "legend", "aria-label": "states of blocks" });
   for (const [number, state] of states.slice(0, CURRENT + 1).entries()) {
-    const mark = element("span", { class: `mark state-${number}`, "aria-hidden": "true" });
-    legend.append(element("li", {}, mark, state.label));
+    legend.append(element("li", {}, mark(number), state.label));
   }
   return legend;
 }
 
-// ---- events
+function mark(state) {
+  return element("span", { class: `mark state-${state}`, "aria-hidden": "true" });
+}
+
+// Listening to the model and to the reader
 
 function listen(model, view) {
   const redraw = {
@@ -172,17 +179,19 @@ function listen(model, view) {
     "change:query": () => drawCursor(model, view),
   };
   for (const slider of view.sliders) {
-    redraw[`change:${slider.name}`] = () => setSlider(model, slider);
+    redraw[`change:${slider.name}`] = () => drawSlider(model, view, slider);
     slider.input.addEventListener("input", () => {
-      choose(model, slider.name, slider.values(model.get("picture"))[slider.input.value]);
-      setSlider(model, slider);
+      const offered = slider.values(model.get("picture"));
+      choose(model, slider.name, offered[slider.input.value]);
     });
   }
   for (const [event, callback] of Object.entries(redraw)) model.on(event, callback);
   view.map.addEventListener("keydown", (event) => onKey(event, model, view));
-  view.rows.addEventListener("pointermove", (event) => onPointer(event, model, view));
-  view.rows.addEventListener("pointerdown", (event) => onPointer(event, model, view));
-  view.map.addEventListener("scroll", () => showRows(model, view));
+  view.map.addEventListener("scroll", () => drawRows(model, view));
+  for (const name of ["pointerdown", "pointermove"]) {
+    view.rows.addEventListener(name, (event) => onPointer(event, model, view));
+    view.strip.addEventListener(name, (event) => onOverview(event, view));
+  }
   return Object.entries(redraw);
 }
 
@@ -195,9 +204,7 @@ function choose(model, name, value) {
 function onKey(event, model, view) {
   const step = STEPS[event.key];
   if (!step || event.altKey || event.ctrlKey || event.metaKey) return;
-  // Lab would move on to the next cell.
   event.preventDefault();
-  event.stopPropagation();
   const { queries, block_size: page } = model.get("picture");
   const query = step(model.get("query"), page, queries - 1);
   choose(model, "query", clamp(query, 0, queries - 1));
@@ -205,54 +212,60 @@ function onKey(event, model, view) {
 }
 
 function onPointer(event, model, view) {
+  // Rows that scroll under a resting pointer do not count as pointing.
+  const rests = event.movementX === 0 && event.movementY === 0;
+  if (event.type === "pointermove" && rests) return;
   const { queries } = model.get("picture");
   const y = event.clientY - view.rows.getBoundingClientRect().top;
   choose(model, "query", clamp(Math.floor(y / rowPixels(queries)), 0, queries - 1));
 }
 
-function keepInSight(model, view) {
-  const high = rowPixels(model.get("picture").queries);
-  const top = model.get("query") * high;
-  const seen = view.map.clientHeight - view.columns.offsetHeight;
-  const { scrollTop } = view.map;
-  if (top < scrollTop) view.map.scrollTop = top;
-  if (top + high > scrollTop + seen) view.map.scrollTop = top + high - seen;
+function onOverview(event, { map, strip }) {
+  if (event.buttons === 0) return;
+  const box = strip.getBoundingClientRect();
+  const at = (event.clientY - box.top) / box.height;
+  map.scrollTop = at * map.scrollHeight - map.clientHeight / 2;
 }
 
-// ---- drawing
+function keepInSight(model, { map, columns }) {
+  const high = rowPixels(model.get("picture").queries);
+  const seen = map.clientHeight - columns.offsetHeight;
+  const top = (model.get("query") - ROWS_AROUND) * high;
+  const bottom = (model.get("query") + 1 + ROWS_AROUND) * high;
+  if (top < map.scrollTop) map.scrollTop = top;
+  if (bottom > map.scrollTop + seen) map.scrollTop = bottom - seen;
+}
+
+// Drawing the map
 
 function drawPicture(model, view) {
   const picture = model.get("picture");
-  for (const slider of view.sliders) setSlider(model, slider);
   const high = rowPixels(picture.queries);
   const wide = cellPixels(picture.blocks);
+  for (const slider of view.sliders) drawSlider(model, view, slider);
   view.rows.style.height = `${picture.queries * high}px`;
   view.rows.style.width = `${picture.blocks * wide}px`;
-  view.columns.style.width = `${picture.blocks * wide}px`;
-  view.columns.replaceChildren(
-    ...ticks(picture.blocks, Math.ceil(24 / wide)).map((block) =>
-      element("span", { text: block, style: `left: ${(block + 0.5) * wide}px` }),
-    ),
-  );
-  const every = Math.max(Math.min(picture.block_size, 16), Math.ceil(14 / high));
-  view.numbers.replaceChildren(
-    ...ticks(picture.queries, every).map((query) =>
-      element("span", { text: query, style: `top: ${(query + 0.5) * high}px` }),
-    ),
-  );
+  view.columns.style.width = view.rows.style.width;
+  const every = Math.ceil(NUMBER_PIXELS.wide / wide);
+  view.columns.replaceChildren(...numbered(picture.blocks, every, "left", wide));
+  const least = Math.ceil(NUMBER_PIXELS.high / high);
+  const step = clamp(picture.block_size, least, 16);
+  view.numbers.replaceChildren(...numbered(picture.queries, step, "top", high));
+  drawOverview(picture, view);
   drawCursor(model, view);
-  showRows(model, view);
+  drawRows(model, view);
   keepInSight(model, view);
 }
 
-function setSlider(model, { name, values, text, input, output }) {
+function drawSlider(model, view, { name, values, words, input, shown }) {
   const offered = values(model.get("picture"));
   const value = model.get(name);
   input.max = offered.length - 1;
   input.value = offered.indexOf(value);
   input.disabled = offered.length === 1;
-  input.setAttribute("aria-valuetext", text(value));
-  output.textContent = text(value);
+  input.setAttribute("aria-valuetext", words(value));
+  shown.textContent = value;
+  drawWaiting(model, view);
 }
 
 function drawCursor(model, view) {
@@ -265,27 +278,31 @@ function drawCursor(model, view) {
   view.cursor.setAttribute("aria-posinset", query + 1);
   view.cursor.setAttribute("aria-setsize", queries);
   view.cursor.dataset.query = query;
-  showWaiting(model, view);
+  drawWaiting(model, view);
 }
 
-function showRows(model, view) {
+// Only the rows in sight are drawn, so long texts cost no more than short ones.
+function drawRows(model, view) {
   const picture = model.get("picture");
   const high = rowPixels(picture.queries);
   const wide = cellPixels(picture.blocks);
-  const seen = Math.min(
-    view.map.clientHeight - view.columns.offsetHeight,
-    picture.queries * high,
-  );
+  const { scrollTop, clientHeight, scrollHeight } = view.map;
+  const room = clientHeight - view.columns.offsetHeight;
+  const seen = Math.min(room, picture.queries * high);
   if (seen <= 0) return;
-  const pen = prepare(view.canvas, picture.blocks * wide, seen);
-  const first = Math.floor(view.map.scrollTop / high);
-  const last = Math.min(picture.queries, Math.ceil((view.map.scrollTop + seen) / high));
-  pen.translate(0, -view.map.scrollTop);
+  const pen = penOf(view.canvas, picture.blocks * wide, seen);
+  pen.translate(0, -scrollTop);
   const paint = { pen, wide, high, states: view.states, hatch: hatch(pen) };
-  for (let query = first; query < last; query++) drawRow(paint, picture, query);
+  const last = Math.min(picture.queries, Math.ceil((scrollTop + seen) / high));
+  for (let query = Math.floor(scrollTop / high); query < last; query++) {
+    drawRow(paint, picture, query);
+  }
+  view.strip.hidden = scrollHeight <= clientHeight;
+  view.frame.style.top = `${(100 * scrollTop) / scrollHeight}%`;
+  view.frame.style.height = `${(100 * clientHeight) / scrollHeight}%`;
 }
 
-function prepare(canvas, wide, high) {
+function penOf(canvas, wide, high) {
   const dense = window.devicePixelRatio || 1;
   canvas.width = Math.round(wide * dense);
   canvas.height = Math.round(high * dense);
@@ -298,13 +315,13 @@ function prepare(canvas, wide, high) {
 
 function drawRow(paint, picture, query) {
   const { pen, wide, high } = paint;
+  const y = query * high;
   for (let block = 0; block < picture.blocks; block++) {
-    const state = picture.cells.getUint8(query * picture.blocks + block);
-    drawCell(paint, state, block * wide, query * high);
+    drawCell(paint, picture.cells.getUint8(query * picture.blocks + block), block * wide, y);
   }
   if (picture.edges.includes(query)) {
-    pen.fillStyle = "#000000";
-    pen.fillRect(0, query * high - 1, picture.blocks * wide, 2);
+    pen.fillStyle = "black";
+    pen.fillRect(0, y - 1, picture.blocks * wide, 2);
   }
 }
 
@@ -321,7 +338,7 @@ function drawCell({ pen, wide, high, states, hatch }, state, x, y) {
     pen.arc(x + wide / 2, y + high / 2, Math.min(wide, high) / 4.5, 0, 2 * Math.PI);
     pen.fill();
   }
-  pen.strokeStyle = "#8C8C8C";
+  pen.strokeStyle = BORDER;
   pen.lineWidth = 0.5;
   pen.strokeRect(x + 0.25, y + 0.25, wide - 0.5, high - 0.5);
 }
@@ -329,7 +346,7 @@ function drawCell({ pen, wide, high, states, hatch }, state, x, y) {
 function hatch(pen) {
   const tile = element("canvas", { width: 6, height: 6 });
   const own = tile.getContext("2d");
-  own.strokeStyle = "#4D4D4D";
+  own.strokeStyle = HATCH;
   own.beginPath();
   for (const x of [-6, 0, 6]) {
     own.moveTo(x, 6);
@@ -339,55 +356,90 @@ function hatch(pen) {
   return pen.createPattern(tile, "repeat");
 }
 
+// One pixel per cell, which the page scales to the size of the strip.
+function drawOverview({ queries, blocks, cells }, { whole, states }) {
+  whole.width = blocks;
+  whole.height = queries;
+  const pen = whole.getContext("2d");
+  const image = pen.createImageData(blocks, queries);
+  const pixels = new Uint32Array(image.data.buffer);
+  const colors = states.map(({ color }) => littleEndian(color));
+  for (let n = 0; n < pixels.length; n++) pixels[n] = colors[cells.getUint8(n)];
+  pen.putImageData(image, 0, 0);
+}
+
+function littleEndian(color) {
+  const [red, green, blue] = [1, 3, 5].map((at) => parseInt(color.slice(at, at + 2), 16));
+  return ((255 << 24) | (blue << 16) | (green << 8) | red) >>> 0;
+}
+
+// Saying what the query reads
+
 function drawDetail(model, view) {
   const detail = model.get("detail");
-  view.said.textContent = detail.sentence;
-  view.title.textContent =
-    `Query ${detail.query}, in block ${detail.own} of head ${detail.head}`;
-  const withText = detail.rows.some((row) => row.text !== null);
-  const names = ["block", "score", "share of attention", ...(withText ? ["text"] : [])];
+  const title = `Query ${detail.query} of head ${detail.head}, in block ${detail.own}`;
+  const names = ["block", "tokens", "score", "share of attention"];
   const head = element("tr", {}, ...names.map((text) => element("th", { scope: "col", text })));
-  view.table.replaceChildren(
-    element("thead", {}, head),
-    element("tbody", {}, ...detail.rows.map((row) => detailRow(row, view.states))),
+  view.said.textContent = detail.sentence;
+  view.panel.replaceChildren(
+    element(
+      "table",
+      {},
+      element("caption", { text: title }),
+      element("thead", {}, head),
+      ...detail.rows.map((row) => groupOf(row, detail, view.states)),
+    ),
   );
-  showWaiting(model, view);
+  drawWaiting(model, view);
 }
 
-function detailRow(row, states) {
-  const own = row.state === CURRENT;
-  const mark = element("span", { class: `mark state-${row.state}`, "aria-hidden": "true" });
-  const label = element("span", { class: "label", text: states[row.state].label });
-  const cells = [
-    element("th", { scope: "row" }, mark, `${row.block} `, label),
-    element("td", { text: own ? "own" : decimal(row.score) }),
-    shareCell(row),
-  ];
-  if (row.text !== null) cells.push(element("td", {}, textOf(row)));
-  return element("tr", { "data-block": row.block }, ...cells);
+function groupOf(row, detail, states) {
+  const label = element("span", { class: "unseen", text: `, ${states[row.state].label}` });
+  const score = row.state === CURRENT ? "own" : decimal(row.score);
+  const numbers = element(
+    "tr",
+    {},
+    element("th", { scope: "rowgroup" }, mark(row.state), `${row.block}`, label),
+    element("td", { text: `${row.first} to ${row.last}` }),
+    element("td", { text: score }),
+    row.state < SELECTED ? leftOut(detail) : shareOf(row),
+  );
+  const group = element("tbody", { "data-block": row.block }, numbers);
+  if (row.text !== null) group.append(element("tr", {}, textOf(row)));
+  return group;
 }
 
-function shareCell({ share, state }) {
-  if (state < SELECTED) return element("td", { text: "not read" });
-  const bar = element("span", { class: `bar state-${state}`, "aria-hidden": "true" });
-  bar.style.width = `${4 * share}em`;
-  return element("td", {}, bar, percent(share));
+function leftOut({ left_out: count }) {
+  const among = count === 1 ? "the one left out" : `the best of ${count} left out`;
+  return element("td", { text: `not read, ${among}` });
+}
+
+function shareOf({ share, state }) {
+  const bar = element("span", { class: `bar state-${state}` });
+  bar.style.width = `${100 * share}%`;
+  const track = element("span", { class: "track", "aria-hidden": "true" }, bar);
+  return element("td", {}, element("span", { class: "number", text: percent(share) }), track);
 }
 
 function textOf({ text, state }) {
-  if (state !== CURRENT) return element("code", { text });
-  const mine = element("mark", { text: text.slice(-1), title: "the query's own byte" });
-  return element("code", {}, text.slice(0, -1), mine);
+  const code = element("code");
+  if (state === CURRENT) {
+    const own = element("mark", { text: text.slice(-1), title: "the query's own byte" });
+    code.append(text.slice(0, -1), own);
+  } else {
+    code.append(text);
+  }
+  return element("td", { class: "text", colspan: 4 }, code);
 }
 
-function showWaiting(model, view) {
+function drawWaiting(model, { panel }) {
   const detail = model.get("detail");
-  const chosen = ["query", "topk", "block_size", "head"];
-  const waiting = chosen.some((name) => detail[name] !== model.get(name));
-  view.box.setAttribute("aria-busy", waiting);
+  const settings = ["query", "topk", "block_size", "head"];
+  const waiting = settings.some((name) => detail[name] !== model.get(name));
+  panel.setAttribute("aria-busy", waiting);
 }
 
-// ---- numbers
+// Numbers
 
 function rowPixels(queries) {
   return queries <= FEW_ROWS ? ROW_PIXELS.few : ROW_PIXELS.many;
@@ -397,8 +449,10 @@ function cellPixels(blocks) {
   return clamp(Math.floor(MAP_WIDTH / blocks), CELL_PIXELS.least, CELL_PIXELS.most);
 }
 
-function ticks(count, every) {
-  return range(0, Math.floor((count - 1) / every)).map((n) => n * every);
+function numbered(count, every, side, pixels) {
+  return range(0, Math.floor((count - 1) / every)).map((n) =>
+    element("span", { text: n * every, style: `${side}: ${(n * every + 0.5) * pixels}px` }),
+  );
 }
 
 function range(first, last) {
