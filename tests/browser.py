@@ -11,6 +11,7 @@ import urllib.request
 from contextlib import contextmanager
 from urllib.parse import urlsplit
 
+from moba_lab.notebooks.clean import WIDGET
 from moba_lab.notebooks.run import kernel_environment
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
@@ -206,7 +207,9 @@ def lab_problems(page, address, name):
     """Run a notebook in JupyterLab and list what is wrong with cells and pictures."""
     cells = run_in_lab(page, address, name)
     outputs = [output for cell in cells for output in cell.get("outputs", [])]
-    pictures = sum("image/png" in output.get("data", {}) for output in outputs)
+    kinds = [output.get("data", {}) for output in outputs]
+    # A widget carries a picture for pages without a kernel, and Lab shows the widget.
+    pictures = sum("image/png" in kind and WIDGET not in kind for kind in kinds)
     found = [*cell_problems(cells), *picture_problems(page, pictures)]
     page.evaluate(SHUT_DOWN)
     return found
