@@ -46,6 +46,9 @@ const STEPS = {
   End: (query, page, last) => last,
 };
 
+// Without it JupyterLab takes the arrow keys to move between cells.
+const OWN_KEYS = { "data-lm-suppress-shortcuts": "true" };
+
 const HINT =
   "Point at a row, or focus the map and press ↑ ↓, Page Up or Page Down for one block, " +
   "Home or End.";
@@ -87,19 +90,14 @@ function build(states) {
     class: "panel",
     role: "region",
     tabindex: 0,
+    ...OWN_KEYS,
     "aria-label": "blocks of the query",
   });
   const controls = element("div", { class: "controls" }, ...sliders.flatMap((s) => s.parts));
   const side = element("div", { class: "side" }, controls, said, panel);
   const root = element(
     "div",
-    {
-      class: "moba-explorer",
-      role: "group",
-      "aria-label": "Block explorer",
-      // Without it Lab takes the arrow keys to move between cells.
-      "data-lm-suppress-shortcuts": "true",
-    },
+    { class: "moba-explorer", role: "group", "aria-label": "Block explorer" },
     element("div", { class: "body" }, map.figure, side),
     buildLegend(states),
     element("p", { class: "hint", id: `${id}-hint`, text: HINT }),
@@ -113,7 +111,7 @@ function build(states) {
 
 function buildSlider(slider, id) {
   const name = `${id}-${slider.name}`;
-  const input = element("input", { type: "range", min: 0, step: 1, id: name });
+  const input = element("input", { type: "range", min: 0, step: 1, id: name, ...OWN_KEYS });
   const shown = element("span", { class: "value", "aria-hidden": "true" });
   const label = element("label", { for: name, text: slider.label });
   return { ...slider, input, shown, parts: [label, input, shown] };
@@ -134,6 +132,7 @@ function buildMap(id) {
     class: "map",
     role: "listbox",
     tabindex: 0,
+    ...OWN_KEYS,
     "aria-label": "queries",
     "aria-activedescendant": cursor.id,
     "aria-describedby": `${id}-hint`,
@@ -394,7 +393,7 @@ function drawDetail(model, view) {
 }
 
 function groupOf(row, detail, states) {
-  const label = element("span", { class: "unseen", text: `, ${states[row.state].label}` });
+  const label = element("span", { class: "unseen", text: `(${states[row.state].label})` });
   const score = row.state === CURRENT ? "own" : decimal(row.score);
   const numbers = element(
     "tr",
