@@ -55,7 +55,8 @@ def pipeline_film(selected, routing, lse_current, lse_past, blocks, head=0):
         update = stage(fig, axes, parts, grid, frames)
         update(len(frames) - 1)
         fig.draw_without_rendering()
-        fig.set_layout_engine("none")
+        # Any engine, even one that does nothing, has every frame drawn twice.
+        fig.set_layout_engine(None)
         movie = FuncAnimation(fig, update, len(frames), interval=800)
         page = movie.to_jshtml(default_mode="once")
     finding = (
