@@ -11,6 +11,7 @@ import urllib.request
 from contextlib import contextmanager
 from urllib.parse import urlsplit
 
+from moba_lab.notebooks.clean import WIDGET
 from moba_lab.notebooks.run import kernel_environment
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
@@ -147,6 +148,10 @@ RUN_ALL = """() => {
         .then(() => { window.ran = true; });
 }"""
 MODEL = "() => jupyterapp.shell.currentWidget.content.model.toJSON().cells"
+ACTIVE_CELL = "() => jupyterapp.shell.currentWidget.content.activeCellIndex"
+COMMAND_MODE = "() => jupyterapp.commands.execute('notebook:enter-command-mode')"
+IN_KERNEL = """code => jupyterapp.shell.currentWidget.sessionContext.session.kernel
+    .requestExecute({code}).done.then(reply => reply.content.status)"""
 SHUT_DOWN = "() => jupyterapp.shell.currentWidget.sessionContext.shutdown()"
 WIDTHS = "images => images.map(i => Math.min(i.naturalWidth, i.clientWidth))"
 SLIDE = """slider => {
@@ -204,12 +209,18 @@ def picture_problems(page, expected=None):
 
 def lab_problems(page, address, name):
     """Run a notebook in JupyterLab and list what is wrong with cells and pictures."""
-    cells = run_in_lab(page, address, name)
-    outputs = [output for cell in cells for output in cell.get("outputs", [])]
-    pictures = sum("image/png" in output.get("data", {}) for output in outputs)
-    found = [*cell_problems(cells), *picture_problems(page, pictures)]
+    found = notebook_problems(page, run_in_lab(page, address, name))
     page.evaluate(SHUT_DOWN)
     return found
+
+
+def notebook_problems(page, cells):
+    """List what is wrong with the cells and pictures of a notebook that was run."""
+    outputs = [output for cell in cells for output in cell.get("outputs", [])]
+    kinds = [output.get("data", {}) for output in outputs]
+    # A widget carries a picture for pages without a kernel, and Lab shows the widget.
+    pictures = sum("image/png" in kind and WIDGET not in kind for kind in kinds)
+    return [*cell_problems(cells), *picture_problems(page, pictures)]
 
 
 def missing_chromium():

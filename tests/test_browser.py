@@ -3,12 +3,16 @@
 from pathlib import Path
 
 import browser
+import explorer_page
 import nbformat
 import pytest
-from nbformat.v4 import new_code_cell, new_notebook
+from explorer_page import ExplorerPage
+from nbformat.v4 import new_code_cell, new_notebook, new_output
 from playwright.sync_api import sync_playwright
 
-from moba_lab.notebooks.clean import METADATA
+from moba_lab.example import running_example
+from moba_lab.explorer import BlockExplorer
+from moba_lab.notebooks.clean import METADATA, clean
 from moba_lab.notebooks.run import stored
 from moba_lab.notebooks.site import title_and_goal, write_site
 
@@ -44,11 +48,26 @@ def lab(tmp_path_factory):
             if cell.cell_type == "code":
                 cell.outputs, cell.execution_count = [], None
         nbformat.write(notebook, folder / path.name)
-    cells = [new_code_cell(source, id=name) for name, source in BROKEN.items()]
-    broken = new_notebook(cells=cells, metadata=METADATA)
-    nbformat.write(broken, folder / "broken.ipynb")
+    for name, sources in (("broken", BROKEN), ("explorer", explorer_page.CELLS)):
+        cells = [new_code_cell(source, id=cell) for cell, source in sources.items()]
+        notebook = new_notebook(cells=cells, metadata=METADATA)
+        nbformat.write(notebook, folder / f"{name}.ipynb")
+    nbformat.write(stored_explorer(), folder / "stored.ipynb")
     with browser.lab_server(folder, tmp_path_factory.mktemp("state")) as address:
         yield address
+
+
+def explore():
+    e = running_example()
+    return BlockExplorer(e.q, e.k, e.v, block_size=4, topk=3, query=22)
+
+
+def stored_explorer():
+    """Return a notebook in the stored form that has shown an explorer."""
+    data, metadata = explore()._repr_mimebundle_()
+    shown = new_output("execute_result", data=data, metadata=metadata)
+    cell = new_code_cell("explorer", id="look", outputs=[shown])
+    return clean(new_notebook(cells=[cell]), "/")
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -102,3 +121,219 @@ def test_watcher_sees_console_errors_and_exceptions(chromium, tmp_path):
         "console error: oh",
         "exception: nothing is not defined",
     ]
+
+
+@pytest.fixture(scope="module")
+def explorers(chromium, lab):
+    """Open a notebook with two explorers, and run it."""
+    with browser.watched_page(chromium) as (page, problems):
+        page.set_viewport_size({"width": 1280, "height": 1000})
+        cells = browser.run_in_lab(page, lab, "explorer.ipynb")
+        assert browser.notebook_problems(page, cells) == []
+        views = [ExplorerPage(page, number) for number in (0, 1)]
+        views[1].settings()
+        yield views, problems
+        page.evaluate(browser.SHUT_DOWN)
+
+
+@pytest.fixture
+def small(explorers):
+    (view, _), problems = explorers
+    yield view
+    assert problems == []
+
+
+@pytest.fixture
+def large(explorers):
+    (_, view), problems = explorers
+    yield view
+    assert problems == []
+
+
+def test_pointing_chooses_a_query(small):
+    for query in (9, 30, 2):
+        small.point(query)
+        assert small.settings()["query"] == query
+        explorer_page.check_small(small)
+
+
+def test_keys_choose_a_query_and_leave_the_cells_to_lab(small):
+    small.page.evaluate(browser.COMMAND_MODE)
+    small.map.focus()
+    active = small.page.evaluate(browser.ACTIVE_CELL)
+    before = set()
+    for key, query in [
+        ("Home", 0),
+        ("ArrowUp", 0),
+        ("ArrowDown", 1),
+        ("PageDown", 5),
+        ("End", 31),
+        ("PageDown", 31),
+        ("ArrowUp", 30),
+        ("PageUp", 26),
+    ]:
+        small.page.keyboard.press(key)
+        assert small.settings()["query"] == query
+        explorer_page.check_small(small)
+        before.add(small.shown()["sentence"])
+    assert len(before) == 6
+    assert small.page.evaluate(browser.ACTIVE_CELL) == active
+
+
+def test_sliders_recompute_in_python(small):
+    small.point(22)
+    active = small.page.evaluate(browser.ACTIVE_CELL)
+    for name, key, setting, value in [
+        ("topk", "ArrowRight", "topk", 4),
+        ("head", "ArrowUp", "head", 1),
+        ("block size", "ArrowLeft", "block_size", 3),
+        ("topk", "Home", "topk", 1),
+        ("topk", "End", "topk", 11),
+        ("block size", "End", "block_size", 32),
+        ("block size", "Home", "block_size", 1),
+    ]:
+        small.page.evaluate(browser.COMMAND_MODE)
+        small.slider(name).focus()
+        small.page.keyboard.press(key)
+        assert small.settings()[setting] == value
+        explorer_page.check_small(small)
+    assert small.page.evaluate(browser.ACTIVE_CELL) == active
+    assert small.settings() == {"query": 22, "topk": 11, "block_size": 1, "head": 1}
+    small.page.evaluate(browser.RUN_ALL)
+    small.page.wait_for_function("() => window.ran")
+    assert small.settings() == {"query": 22, "topk": 3, "block_size": 4, "head": 0}
+
+
+def test_python_and_the_page_follow_each_other(small):
+    small.point(17)
+    small.settings()
+    code = "assert explorer.query == 17; explorer.query = 14; explorer.topk = 2"
+    assert small.page.evaluate(browser.IN_KERNEL, code) == "ok"
+    small.root.get_by_role("option", name="query 14").wait_for()
+    assert small.settings() == {"query": 14, "topk": 2, "block_size": 4, "head": 0}
+    explorer_page.check_small(small)
+    assert small.page.evaluate(browser.IN_KERNEL, "explorer.topk = 3") == "ok"
+
+
+def test_everything_has_a_name_and_a_visible_focus(small):
+    small.point(22)
+    small.settings()
+    find = small.root.get_by_role
+    assert find("option", name="query 22", selected=True).count() == 1
+    assert find("row", name="0 (past, selected) 0 to 3 0.45 9.8%").count() == 1
+    assert find("row", name="5 (current) 20 to 22 own 37.1%").count() == 1
+    assert find("listitem").all_inner_texts() == [
+        "future",
+        "past, not selected",
+        "past, selected",
+        "current",
+    ]
+    small.map.focus()
+    ground = small.root.evaluate("root => getComputedStyle(root).backgroundColor")
+    names = []
+    for _ in range(5):
+        focused = small.page.evaluate(explorer_page.FOCUSED)
+        names.append(focused["name"])
+        assert focused["outlineStyle"] == "solid"
+        assert focused["outlineWidth"] >= 2
+        assert explorer_page.contrast(focused["outlineColor"], [ground]) >= 3
+        small.page.keyboard.press("Tab")
+    assert names == ["queries", "topk", "block size", "head", "blocks of the query"]
+
+
+@pytest.mark.parametrize("theme", ["Light", "Dark"])
+def test_themes_keep_states_and_contrast(small, theme, tmp_path):
+    change = "theme => jupyterapp.commands.execute('apputils:change-theme', {theme})"
+    small.page.evaluate(change, f"JupyterLab {theme}")
+    light = str(theme == "Light").lower()
+    small.page.locator(f"body[data-jp-theme-light={light}]").wait_for(state="attached")
+    small.point(22)
+    small.settings()
+    small.root.screenshot(path=tmp_path / f"{theme}.png")
+    found = explorer_page.contrasts(small)
+    assert len(found) > 25
+    assert {name: ratio for name, ratio in found.items() if ratio < 4.5} == {}
+    future, past, selected, current = (
+        small.cell_colors(*cell, blocks=8)
+        for cell in [(8, 6), (24, 1), (12, 1), (9, 2)]
+    )
+    assert {"#0072B2", "#FFFFFF"} <= selected
+    assert "#E69F00" in current
+    assert min(current) < "#60"
+    assert "#D9D9D9" in past
+    assert not {"#0072B2", "#E69F00", "#FFFFFF"} & past
+    assert "#FFFFFF" in future
+
+
+def test_a_long_text_is_drawn_where_it_is_looked_at(large):
+    high = "root => root.querySelector('.cells').clientHeight"
+    top = "root => root.querySelector('.map').scrollTop"
+    assert large.root.evaluate(high) < 500
+    large.map.focus()
+    for key, query, block in [("Home", 0, 0), ("PageDown", 16, 1), ("End", 1023, 63)]:
+        large.page.keyboard.press(key)
+        assert large.settings()["query"] == query
+        cursor, seen = (
+            large.root.locator(".cursor").bounding_box(),
+            large.map.bounding_box(),
+        )
+        assert seen["y"] < cursor["y"] < seen["y"] + seen["height"] - cursor["height"]
+        assert "#E69F00" in large.cell_colors(query, block, blocks=64)
+    assert large.root.evaluate(top) > 7000
+    large.root.locator(".overview").click(position={"x": 20, "y": 230})
+    assert 3000 < large.root.evaluate(top) < 5000
+    assert large.settings()["query"] == 1023
+
+
+def test_rows_that_scroll_below_a_resting_pointer_are_not_chosen(large):
+    large.map.focus()
+    large.page.keyboard.press("Home")
+    large.point(20)
+    assert large.settings()["query"] == 20
+    for _ in range(5):
+        large.page.keyboard.press("PageDown")
+    large.page.evaluate(explorer_page.TWO_FRAMES)
+    assert large.settings()["query"] == 100
+
+
+def test_a_stored_explorer_is_a_picture_in_lab(chromium, lab):
+    with browser.watched_page(chromium) as (page, problems):
+        page.goto(f"{lab}/lab/tree/stored.ipynb?reset&token={browser.TOKEN}")
+        picture = page.locator(".jp-OutputArea-output img")
+        picture.wait_for()
+        assert picture.evaluate("image => image.naturalWidth") == 800
+        assert problems == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_outside_lab_it_follows_the_scheme_of_the_reader(chromium, scheme, tmp_path):
+    path = tmp_path / "explorer.html"
+    path.write_text(explorer_page.without_kernel(explore()))
+    with browser.watched_page(chromium) as (page, problems):
+        page.emulate_media(color_scheme=scheme)
+        page.goto(path.as_uri())
+        view = ExplorerPage(page, 0)
+        assert view.settings()["query"] == 22
+        view.root.screenshot(path=tmp_path / f"{scheme}.png")
+        found = explorer_page.contrasts(view)
+        assert {name: ratio for name, ratio in found.items() if ratio < 4.5} == {}
+        ground = view.root.evaluate("root => getComputedStyle(root).backgroundColor")
+        on_black = explorer_page.contrast("rgb(0, 0, 0)", [ground])
+        assert on_black > 15 if scheme == "light" else on_black < 2
+        assert problems == []
+
+
+def test_it_says_that_it_waits_and_nothing_moves(chromium, tmp_path):
+    path = tmp_path / "explorer.html"
+    path.write_text(explorer_page.without_kernel(explore()))
+    with browser.watched_page(chromium) as (page, problems):
+        page.goto(path.as_uri())
+        view = ExplorerPage(page, 0)
+        view.map.press("ArrowUp")
+        view.root.locator("[aria-busy=true]").wait_for()
+        caption = (
+            "root => getComputedStyle(root.querySelector('caption'), '::after').content"
+        )
+        assert view.root.evaluate(caption) == '" (waiting for Python)"'
+        assert view.root.evaluate(explorer_page.MOVING) == []
+        assert problems == []

@@ -7,8 +7,10 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
+from moba_lab.example import running_example
+from moba_lab.explorer import BlockExplorer
 from moba_lab.notebooks.__main__ import main
-from moba_lab.notebooks.clean import clean
+from moba_lab.notebooks.clean import WIDGET, clean
 from moba_lab.notebooks.rules import WRITE, check, output_text
 from moba_lab.notebooks.run import execute, stored
 from moba_lab.notebooks.site import remote_loads, write_site
@@ -240,6 +242,11 @@ def store_counts(notebook):
     cell(notebook, "draw").execution_count = 3
 
 
+def store_widget(notebook):
+    data = {"image/png": "iVBORw0KGgo=", WIDGET: {"model_id": "0" * 32}}
+    cell(notebook, "draw").outputs = [new_output("display_data", data)]
+
+
 def store_metadata(notebook):
     cell(notebook, "draw").metadata["collapsed"] = True
 
@@ -249,6 +256,7 @@ STALE = {
     "counts": (store_counts, "execution counts are not 1 to 20"),
     "error": (store_error, "stores an error: ValueError: no"),
     "stderr": (store_stderr, "stores stderr: 'w'"),
+    "widget": (store_widget, "not in the stored form"),
     "metadata": (store_metadata, "not in the stored form"),
 }
 
@@ -415,6 +423,42 @@ def test_figures_get_their_sentence_as_alternative_text(tmp_path):
     write_site([stored(path)], tmp_path / "site")
     page = (tmp_path / "site" / "00_draw.html").read_text()
     assert 'alt="What to see: query 22 reads block 4"' in page
+
+
+EXPLORE = """
+from moba_lab.example import running_example
+from moba_lab.explorer import BlockExplorer
+
+e = running_example()
+BlockExplorer(e.q, e.k, e.v, block_size=4, topk=3, query=22, text=bytes(range(65, 97)))
+"""
+
+
+def test_an_explorer_is_stored_and_published_as_a_picture(tmp_path):
+    path = write(tmp_path, "00_explore", text("title", "# A"), code("look", EXPLORE))
+    run = execute(path)
+    assert run.error is None
+    assert run.stderr == {}
+    assert "widgets" not in run.notebook.metadata
+    assert WIDGET in cell(run.notebook, "look").outputs[0].data
+    write_site([run], tmp_path / "site")
+    page = (tmp_path / "site" / "00_explore.html").read_text()
+    assert page.count("<img") == 1
+    assert re.search(r'alt="Head 0: .*: query 22 reads blocks 0, 1 and', page)
+    assert "widget" not in page
+    assert remote_loads(page) == []
+    kept = cell(clean(run.notebook, tmp_path), "look").outputs[0]
+    assert set(kept.data) == {"image/png", "text/plain"}
+
+
+def test_a_lesson_with_an_explorer_keeps_the_rules(tmp_path):
+    e = running_example()
+    explorer = BlockExplorer(e.q, e.k, e.v, block_size=4, topk=3)
+    notebook = good_lesson()
+    data, metadata = explorer._repr_mimebundle_()
+    shown = new_output("execute_result", data=data, metadata=metadata)
+    cell(notebook, "draw").outputs.append(shown)
+    assert problems_of(notebook, tmp_path) == []
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,11 @@ from moba_ref import partition
 SCENES = {"plain": example(), "packed": example(packed=True), "large": large()}
 TEXT = bytes(range(32, 127)) * 6
 QUERIES = {"plain": [2, 22], "packed": [12, 14, 20, 31], "large": [5, 100, 511]}
+WORK = {
+    "mask": (67_108_864, 8_192),
+    "gather": (9_703_424, 9_703_424),
+    "block by block": (11_796_480, 15_872),
+}
 NAMES = [
     "block_ruler",
     "gate_map",
@@ -29,6 +34,9 @@ NAMES = [
     "error_map",
     "route_picture",
     "film_stills",
+    "pipeline_stills",
+    "gap_histogram",
+    "work_bars",
     "text_blocks",
     "line_heatmap",
 ]
@@ -39,6 +47,8 @@ def draw(name, which="plain"):
     tokens, few = len(s.selected), QUERIES[which]
     text = b"\n".join(re.findall(rb".{1,23}", TEXT))[:tokens]
     weights = viz.block_weights(s.lse_current, s.lse_past, s.routing, s.blocks)
+    steps = (s.selected, s.routing, s.lse_current, s.lse_past, s.blocks)
+    gap = np.abs(s.lse_current)
     error = np.abs(s.lse_current - s.lse_current.astype(np.float32))
     return {
         "block_ruler": lambda: viz.block_ruler(s.blocks),
@@ -51,6 +61,9 @@ def draw(name, which="plain"):
         "error_map": lambda: viz.error_map(error, "lse", tolerance=1e-6),
         "route_picture": lambda: viz.route_picture(s.routing, s.blocks),
         "film_stills": lambda: viz.film_stills(s.selected, s.blocks),
+        "pipeline_stills": lambda: viz.pipeline_stills(*steps),
+        "gap_histogram": lambda: viz.gap_histogram(gap, gap < 0.01, 1e-2),
+        "work_bars": lambda: viz.work_bars(WORK, 9_703_424),
         "text_blocks": lambda: viz.text_blocks(text, s.blocks, s.selected, few[-1:]),
         "line_heatmap": lambda: viz.line_heatmap(text, s.blocks, s.selected),
     }[name]()
@@ -374,6 +387,46 @@ def test_the_error_map_of_equal_results_and_of_nan():
     fig = viz.error_map(broken)
     assert fig.finding == "out: NaN or infinity in 1 of 8 cells"
     assert "query 3, head 1" in fig.what_to_see
+
+
+def test_work_bars_show_what_is_wanted_before_what_is_computed():
+    fig = viz.work_bars({"mask": (100, 10), "blocks": (30, 5)}, 25)
+    scores, keys = fig.axes
+    widths = [[bar.get_width() for bar in bars] for bars in scores.containers]
+    assert widths == [[100, 30], [25, 25]]
+    assert [bar.get_hatch() is None for bars in scores.containers for bar in bars] == [
+        False,
+        False,
+        True,
+        True,
+    ]
+    assert [bar.get_width() for bar in keys.containers[0]] == [10, 5]
+    assert keys.get_xscale() == "log"
+    assert fig.finding == (
+        "The mask computes 4.0 scores for one that is wanted, the mask fetches 2 times "
+        "the keys of blocks"
+    )
+    assert fig.what_to_see == (
+        "blocks, 1.2 scores are computed for one that is wanted, and a fetched key "
+        "serves 6 scores."
+    )
+
+
+@pytest.mark.parametrize(
+    ("work", "wanted", "words"),
+    [
+        ({"mask": (4, 1)}, 1, "at least two programs"),
+        ({"mask": (4, 1), "blocks": (2, 0)}, 1, "two positive numbers"),
+        (
+            {"mask": (4, 1), "blocks": (2, 1)},
+            3,
+            "wanted is 3 and blocks computes 2",
+        ),
+    ],
+)
+def test_work_that_cannot_be_is_refused(work, wanted, words):
+    with pytest.raises(ValueError, match=words):
+        viz.work_bars(work, wanted)
 
 
 def test_the_route_picture_puts_every_pair_into_its_list():

@@ -16,7 +16,7 @@ from moba_lab.viz import offline
 from moba_lab.viz.show import bundle
 from moba_lab.viz.style import COLOR
 
-URL = re.compile(r"data:image/png;base64,([^\")]*)")
+URL = re.compile(r"data:image/webp;base64,([^\")]*)")
 
 
 @pytest.fixture(scope="module")

@@ -18,6 +18,8 @@ METADATA = {
 }
 MEMORY_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 RANDOM_ID = re.compile(r"[0-9a-f]{32}")
+# A widget shown by the number of its model, which lives as long as its kernel.
+WIDGET = "application/vnd.jupyter.widget-view+json"
 TEXT_TYPES = ("text/plain", "text/html", "text/markdown", "text/latex")
 
 
@@ -45,8 +47,9 @@ def clean(notebook, root):
     """Rewrite a notebook in place so that a second run gives the same bytes.
 
     Execution counts become 1..n, stderr is dropped, memory addresses and random
-    element ids and the paths under ``root`` go from the text of outputs, metadata
-    shrinks to the kernel's name, the cells' tags and the hash of the source.
+    element ids and the paths under ``root`` go from the text of outputs, widgets keep
+    only what they show without a kernel, metadata shrinks to the kernel's name, the
+    cells' tags and the hash of the source.
 
     Args:
         notebook: an executed notebook, nbformat 4.5.
@@ -76,6 +79,7 @@ def _clean_output(output, cell, root):
         output.execution_count = cell.execution_count
     if output.output_type == "stream":
         output.text = _clean_text(output.text, cell.id, root)
+    output.get("data", {}).pop(WIDGET, None)
     for kind in TEXT_TYPES:
         if kind in output.get("data", {}):
             output.data[kind] = _clean_text(output.data[kind], cell.id, root)

@@ -7,6 +7,7 @@ blocks to the right; the colours of the four states are in `style.py`.
 
 from moba_lab.viz.blocks import block_ruler
 from moba_lab.viz.errors import error_map
+from moba_lab.viz.gaps import gap_histogram
 from moba_lab.viz.gate import gate_map
 from moba_lab.viz.lines import line_heatmap
 from moba_lab.viz.load import load, load_histogram
@@ -14,6 +15,9 @@ from moba_lab.viz.mask import token_mask
 from moba_lab.viz.merge import block_weights, merge_weights
 from moba_lab.viz.movie import film, film_stills
 from moba_lab.viz.page import text_html
+from moba_lab.viz.parts import pipeline_parts
+from moba_lab.viz.pipeline import pipeline_stills
+from moba_lab.viz.pipeline_movie import pipeline_film
 from moba_lab.viz.route import route_picture
 from moba_lab.viz.select import selection_heatmap
 from moba_lab.viz.show import show
@@ -22,6 +26,7 @@ from moba_lab.viz.strip import query_strip
 from moba_lab.viz.style import State
 from moba_lab.viz.terminal import ascii
 from moba_lab.viz.text import text_blocks
+from moba_lab.viz.work import work_bars
 
 __all__ = [
     "State",
@@ -31,11 +36,15 @@ __all__ = [
     "error_map",
     "film",
     "film_stills",
+    "gap_histogram",
     "gate_map",
     "line_heatmap",
     "load",
     "load_histogram",
     "merge_weights",
+    "pipeline_film",
+    "pipeline_parts",
+    "pipeline_stills",
     "query_strip",
     "route_picture",
     "selection_heatmap",
@@ -45,4 +54,5 @@ __all__ = [
     "text_html",
     "token_mask",
     "token_states",
+    "work_bars",
 ]

@@ -55,7 +55,8 @@ def film(selected, blocks, head=0, queries=None):
         legend(fig, list(State)[1:4])
         update(0)
         fig.draw_without_rendering()
-        fig.set_layout_engine("none")
+        # Any engine, even one that does nothing, has every frame drawn twice.
+        fig.set_layout_engine(None)
         movie = FuncAnimation(fig, update, len(rows), interval=600)
         page = movie.to_jshtml(default_mode="once")
     finding = f"Film of head {head}: {len(rows)} queries choose their blocks in turn"
