@@ -9,14 +9,18 @@ from moba_fast.attend import attend_current, attend_past
 from moba_fast.backends import Backend, backends
 from moba_fast.backward import moba_attention_backward
 from moba_fast.blocks import Blocks, partition
+from moba_fast.cache import PagedKVCache
 from moba_fast.combine import combine, merge
 from moba_fast.gate import gate_scores, pool_keys, select_blocks
 from moba_fast.moba import moba_attention
+from moba_fast.pages import OutOfPagesError
 from moba_fast.route import Routing, route
 
 __all__ = [
     "Backend",
     "Blocks",
+    "OutOfPagesError",
+    "PagedKVCache",
     "Routing",
     "attend_current",
     "attend_past",
