@@ -47,14 +47,13 @@ def choose_past_of_rows(q, k_mean, pages, current, count):
     R, H, n = *q.shape[:2], pages.shape[1]
     block = torch.arange(n, device=q.device)
     readable = block < current[:, None]
-    # Means that are not written yet may hold anything.
     means = k_mean[pages.masked_fill(~readable, 0)]
-    means = means.masked_fill(~readable[..., None, None], 0)
     scores = score(q.to(means.dtype), means)
     scores = scores.masked_fill(~readable[:, None], -torch.inf)
     # Every sequence has its own means: to `top_blocks` a row is a head.
     q_norm = q.to(means.dtype).norm(dim=-1).view(1, R * H)
-    k_norm = means.norm(dim=-1).transpose(1, 2)
+    # Means that are not written yet may hold anything.
+    k_norm = means.norm(dim=-1).masked_fill(~readable[..., None], 0).transpose(1, 2)
     k_norm = k_norm.repeat_interleave(H // k_norm.shape[1], dim=1).reshape(R * H, n)
     past = top_blocks(scores.reshape(1, R * H, n), count, q_norm, k_norm)
     past = past.view(R, H, count)

@@ -9,8 +9,8 @@ from impls import FAST, cases, make_case
 
 import moba_fast
 import moba_ref
-from moba_fast import PagedKVCache, last_tokens, pages
-from moba_fast.gate import gate_dtype, pool_keys
+from moba_fast import PagedKVCache, decode, last_tokens, pages
+from moba_fast.gate import gate_dtype, pool_keys, top_blocks
 from moba_lab.agree import agree, plain_attention
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
@@ -584,3 +584,71 @@ def test_inference_mode_may_begin_and_end_at_any_time(inside):
         out = cache.attend(x[:3], topk=3)
     assert cache.lengths.tolist() == [6, 23, 3]
     assert (out - 1).abs().max() < 1e-6
+
+
+def test_pages_for_later_tokens_are_not_shared_with_a_copy():
+    case = make_case([7], block_size=4, topk=2)
+    memory, table, spare = foreign(case, [4], spare=2)
+    cache = PagedKVCache.from_pages(
+        memory[:, 0], memory[:, 1], table, [4], free_pages=spare
+    )
+    cache.reorder([0, 0])
+    assert cache.table.host[:, 1].tolist() == [-1, -1]
+    assert cache.pool.free == [*spare[::-1], table[0, 1].item()]
+    x = torch.arange(2.0, dtype=torch.float64)[:, None, None].expand(2, 1, 4)
+    cache.append(x, x)
+    k, _, _ = cache.gather()
+    assert k[[4, 9], 0, 0].tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("topk", [3, None])
+def test_nan_stays_where_it_can_be_read(way, topk, monkeypatch):
+    monkeypatch.setattr(last_tokens, "copying_reads_less", WAYS[way])
+    case = make_case([2, 14], block_size=4, topk=3, H=4, HK=2)
+    q, k, v = tensors(case, torch.float64)
+    memory, table, _ = foreign(case, [2, 14], spare=1)
+    # Behind the tokens of the first sequence there is NaN, and a value of its
+    # neighbour's first block is NaN, which the last query does not choose.
+    k_pages, v_pages = memory[:, 0], memory[:, 1]
+    v_pages[table[1, 0]] = torch.nan
+    cache = PagedKVCache.from_pages(k_pages, v_pages, table, [2, 14])
+    last, selected = torch.tensor([1, 15]), torch.tensor([[-1, -1, 0], [2, -1, 4]])
+    selected = selected[:, None].repeat(1, 4, 1).int() if topk else None
+    out = cache.attend(q[last], topk=topk, selected=selected)
+    v[2:6] = torch.nan
+    expected = moba_fast.moba_attention(
+        q[last],
+        *(k, v),
+        block_size=4,
+        topk=topk or 9,
+        cu_seqlens=[0, 1, 2],
+        cu_seqlens_k=[0, 2, 16],
+        selected=selected,
+    )
+    assert out.isfinite().all(dim=-1)[:, 0].tolist() == [True, topk is not None]
+    assert (out - expected).abs().nan_to_num().max() < 1e-12
+    assert torch.equal(out.isnan(), expected.isnan())
+
+
+def test_the_gate_sees_no_mean_that_was_not_written(monkeypatch):
+    norms = []
+
+    def spy(scores, count, q_norm, k_norm):
+        norms.append(k_norm)
+        return top_blocks(scores, count, q_norm, k_norm)
+
+    monkeypatch.setattr(decode, "top_blocks", spy)
+    case = make_case([6, 14], block_size=4, topk=3)
+    memory, table, spare = foreign(case, [6, 14], spare=1, seed=3)
+    cache = PagedKVCache.from_pages(memory[:, 0], memory[:, 1], table, [6, 14])
+    # Whatever was in the memory of a mean before its block completes.
+    unwritten = torch.tensor([table[0, 1], table[1, 3], *spare])
+    assert 0 in unwritten
+    cache.pool.k_mean[unwritten] = torch.inf
+    last = torch.tensor([5, 19])
+    q = torch.tensor(case.q)[last]
+    selected = cache.attend(q, topk=3, return_aux=True)[2]
+    expected = one_shot(case, torch.float64)[last]
+    assert selected.tolist() == expected.tolist()
+    assert torch.cat(norms).isfinite().all()
