@@ -3,6 +3,8 @@
 The files, functions, axes and results are those of `moba_ref`, whose docstring has
 the legend. Tensors may be float64, float32, bfloat16 or float16, on a CPU or a GPU.
 Scores, log-sum-exps and sums are float32, or float64 for float64 inputs.
+
+Without a twin: `PagedKVCache`, which decodes and prefills in chunks, and `backends`.
 """
 
 from moba_fast.attend import attend_current, attend_past

@@ -79,10 +79,9 @@ class PagedKVCache:
             TypeError: if a number is no int, or the dtype is not one of these.
             ValueError: if a number is less than 1.
         """
-        check_sizes(sequences, pages, block_size, kv_heads, head_dim, dtype)
-        self.pool = PagePool.allocate(
-            pages, block_size, kv_heads, head_dim, dtype, device
-        )
+        sizes = (pages, block_size, kv_heads, head_dim, dtype)
+        check_sizes(sequences, *sizes)
+        self.pool = PagePool.allocate(*sizes, device)
         self.lengths = torch.zeros(sequences, dtype=torch.int64)
         self.table = PageTable(torch.full((sequences, 1), -1), self.pool)
 
@@ -216,9 +215,12 @@ class PagedKVCache:
 
         Returns:
             Blocks, on the device of the pages.
+
+        Raises:
+            TypeError: if the offsets are not integers.
+            ValueError: if they do not fit, or name more queries than tokens.
         """
-        tokens = int(cu_seqlens[-1])
-        return blocks_of(self, check_queries(self, cu_seqlens, tokens))
+        return blocks_of(self, check_queries(self, cu_seqlens))
 
     def gather(self):
         """Copy keys and values out of the pages, packed as for `moba_attention`.
@@ -293,7 +295,6 @@ class PagedKVCache:
             TypeError: if they are not integers.
             ValueError: if one is not from 0 to B - 1.
         """
-        last = len(self.lengths) - 1
-        gone = check_numbers(sequences, "sequences", last, "sequences")
+        gone = check_numbers(sequences, "sequences", len(self.lengths) - 1, "sequences")
         index = torch.arange(len(self.lengths))
         self.reorder(index[~torch.isin(index, gone)])

@@ -163,8 +163,13 @@ def check_numbers(numbers, name, most, what):
     return numbers
 
 
-def check_queries(cache, cu_seqlens, queries):
-    """Return how many queries every sequence has, no more than tokens."""
+def check_queries(cache, cu_seqlens, queries=None):
+    """Return how many queries every sequence has, no more than tokens.
+
+    queries=None takes the offsets' word for how many there are.
+    """
+    if queries is None:
+        queries = int(cu_seqlens[-1]) if len(cu_seqlens) else 0
     count = check_counts(cu_seqlens, queries, len(cache.lengths))
     too_many = (count > cache.lengths).nonzero()
     if len(too_many):

@@ -20,8 +20,9 @@ class PagePool:
     A page's mean is written once, when its last key is there, by `pool_keys` over the
     keys of this page. Sums that run along with the tokens would round differently for
     every way to cut a prompt: a chunk is summed before it is added. The keys of a page
-    are always the same, in the same order, so its mean has the bits of one-shot
-    prefill; and it costs the reading of one key per token, once.
+    are the same in the same order whatever the cut, and `pool_keys` sums every block by
+    itself, so a mean has the bits of one-shot prefill. It costs the reading of one key
+    per token, once.
 
     Attributes:
         k: (pages, block_size, HK, D) keys.
@@ -59,7 +60,7 @@ class PagePool:
         if n > len(self.free) and not self.grows:
             raise OutOfPagesError(
                 f"expected {n} free pages, got {len(self.free)} of {len(self.k)}; "
-                f"release or crop sequences, or make a cache with more pages"
+                f"release or crop sequences, or give the cache more pages"
             )
         if n > len(self.free):
             self.grow(max(2 * len(self.k), len(self.k) - len(self.free) + n))

@@ -101,6 +101,8 @@ WRONG_CALLS = [
     ("reorder", [[True, False]], TypeError, "index must hold integers, got torch.bool"),
     ("release", [[2]], ValueError, "sequences must be .* from 0 to 1; got 2"),
     ("add_sequences", [0], ValueError, "n must be at least 1, got 0"),
+    ("blocks", [[]], TypeError, "cu_seqlens must hold integers"),
+    ("blocks", [[0, 2]], ValueError, "sequences, 3; got 2"),
     ("blocks", [[0, 6, 6]], ValueError, "sequence 0 has 6 queries and 5 tokens"),
 ]
 K_PAGES = torch.zeros(6, 2, 2, 8)
