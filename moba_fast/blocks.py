@@ -74,7 +74,7 @@ def lay_out(cu_k, cu_q, block_size, device):
     cu_blocks = pad(per_sequence.cumsum(0), (1, 0))
     longest = min(block_size, int(lengths.max()))
     n_blocks, n_keys, n_queries = (int(x[-1]) for x in (cu_blocks, cu_k, cu_q))
-    cu_k, cu_q, cu_blocks = upload((cu_k, cu_q, cu_blocks), device)
+    cu_k, cu_q, cu_blocks = (upload(x, device) for x in (cu_k, cu_q, cu_blocks))
 
     sequence = expand_runs(cu_blocks.diff(), n_blocks)
     local = torch.arange(n_blocks, device=device) - cu_blocks[sequence]

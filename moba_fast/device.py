@@ -27,20 +27,16 @@ def capturing(x):
     return x.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
-def upload(offsets, device):
-    """Copy small vectors of integers from the host, without waiting for the device.
+def upload(x, device):
+    """Send a small tensor of the host to a device without waiting for the device.
 
     Args:
-        offsets: tensors of integers on the CPU.
-        device: where they go.
-
-    Returns:
-        list of the same tensors on the device.
+        x: tensor of integers on the CPU; one-dimensional while a CUDA graph is captured.
+        device: where it goes.
     """
-    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-        # A graph cannot copy from memory that is not pinned, but it can fill.
-        return [
-            torch.stack([torch.full((), n, device=device) for n in x.tolist()])
-            for x in offsets
-        ]
-    return [x.to(device, non_blocking=True) for x in offsets]
+    if device.type != "cuda":
+        return x.to(device)
+    if torch.cuda.is_current_stream_capturing():
+        # A graph would copy from host memory that is gone at its replay, but it fills.
+        return torch.stack([torch.full((), n, device=device) for n in x.tolist()])
+    return x.pin_memory().to(device, non_blocking=True)

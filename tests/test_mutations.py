@@ -146,10 +146,12 @@ def copy_packages(folder):
     """Copy the packages and the unit tests, so that they can be broken."""
     for package in PACKAGES:
         shutil.copytree(
-            ROOT / package, folder / package, ignore=shutil.ignore_patterns("*cache*")
+            ROOT / package,
+            folder / package,
+            ignore=shutil.ignore_patterns("__pycache__"),
         )
     shutil.copytree(
-        ROOT / "tests", folder / "tests", ignore=shutil.ignore_patterns("*cache*")
+        ROOT / "tests", folder / "tests", ignore=shutil.ignore_patterns("__pycache__")
     )
     shutil.copy(ROOT / "pyproject.toml", folder)
 

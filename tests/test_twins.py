@@ -13,7 +13,7 @@ import moba_ref
 ROOT = Path(__file__).parent.parent
 PACKAGES = ["moba_ref", "moba_fast", "moba_lab"]
 ONLY_REF = {"moba_attention_definition", "token_mask"}
-ONLY_FAST = {"Backend", "backends"}
+ONLY_FAST = {"Backend", "OutOfPagesError", "PagedKVCache", "backends"}
 ONLY_FAST_ARGUMENTS = [
     *("backend", "deterministic", "workspace_bytes", "kernel"),
     # Sizes that the host knows, so that it need not wait for a GPU.
