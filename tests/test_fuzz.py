@@ -396,7 +396,7 @@ def test_calls_of_gpu_kernels_have_at_most_65_535_sequences(count):
     q, k = torch.arange(int(cu_q[-1]))[:, None], torch.arange(int(cu_k[-1]))[:, None]
     seen_q, seen_k = [], []
     for a, b, c, d, part in varlen.split(Pack(cu_q, cu_k, 2, 3), "aten", q, k):
-        assert len(part.cu_q) == len(part.cu_k) <= varlen.MOST_SEQUENCES + 1
+        assert len(part.cu_q) == len(part.cu_k) <= 65_535 + 1
         assert part.cu_q[0] == part.cu_k[0] == 0
         assert (part.cu_q[-1], part.cu_k[-1]) == (b - a, d - c)
         seen_q.append(part.cu_q.diff())
@@ -512,8 +512,10 @@ def test_parts_of_huge_calls_fit_int32_offsets(S, H, HK, D, topk, backward, limi
     except ValueError as error:
         need = int(re.search(r"needs (\d+) bytes", str(error)).group(1))
         assert need > limit
-        parts = workspace.parts(q, k, topk, 2 * need, backward)
+        limit = 2 * need
+        parts = workspace.parts(q, k, topk, limit, backward)
     ratio, done = H // HK, []
+    per_query, per_key = workspace.bytes_per_row(q, ratio, topk, backward)
     for part in parts:
         heads_k = part.heads_k.stop - part.heads_k.start
         assert part.heads == slice(
@@ -521,6 +523,8 @@ def test_parts_of_huge_calls_fit_int32_offsets(S, H, HK, D, topk, backward, limi
         )
         # Offsets of keys and lists are int32 in every kernel.
         assert heads_k == 1 or heads_k * S < 2**31
+        rows = max(b - a for a, b in part.queries)
+        assert heads_k * (per_key * S + per_query * rows) <= limit
         cuts = [a for a, _ in part.queries] + [part.queries[-1][1]]
         assert cuts[0] == 0
         assert cuts[-1] == S
