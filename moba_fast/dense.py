@@ -6,14 +6,9 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
-KERNELS = {
-    "cpu": {"flash": SDPBackend.FLASH_ATTENTION},
-    "cuda": {
-        "flash": SDPBackend.FLASH_ATTENTION,
-        "cudnn": SDPBackend.CUDNN_ATTENTION,
-        "efficient": SDPBackend.EFFICIENT_ATTENTION,
-    },
-}
+KERNELS = {"flash": SDPBackend.FLASH_ATTENTION, "cudnn": SDPBackend.CUDNN_ATTENTION}
+# Slower than these two, and asked only where neither takes the inputs.
+LAST_RESORT = {"efficient": SDPBackend.EFFICIENT_ATTENTION}
 # Tokens of the call that asks whether a kernel takes such inputs.
 TRIAL = 64
 
@@ -35,8 +30,18 @@ def dense_candidates(leaves, dout):
         >>> list(candidates), candidates["flash"]().shape, missing
         (['flash'], torch.Size([4, 2, 8]), {})
     """
+    names = ["flash", "cudnn"] if dout.is_cuda else ["flash"]
+    candidates, missing = try_out({n: KERNELS[n] for n in names}, leaves, dout)
+    if not candidates and dout.is_cuda:
+        candidates, more = try_out(LAST_RESORT, leaves, dout)
+        missing |= more
+    return candidates, missing
+
+
+def try_out(kernels, leaves, dout):
+    """Ask every kernel for a short call; see `dense_candidates`."""
     candidates, missing = {}, {}
-    for name, kernel in KERNELS[dout.device.type].items():
+    for name, kernel in kernels.items():
         for tensors in (leaves, one_head_each(leaves)):
             try:
                 trial = [x.detach()[:TRIAL] for x in tensors]
