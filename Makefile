@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: help notebooks test test-slow lab lint
+.PHONY: help notebooks test test-slow lab lint bench
 
 help:
 	@echo "make notebooks   run every notebook, write pages to build/site/index.html"
@@ -10,6 +10,7 @@ help:
 	@echo "make test-slow   run the long searches too"
 	@echo "make lab         open JupyterLab"
 	@echo "make lint        check style and formatting"
+	@echo "make bench       time moba_fast against dense attention, to build/bench.csv"
 
 notebooks: $(INSTALLED)
 	$(BIN)/python -m moba_lab.notebooks
@@ -26,6 +27,9 @@ lab: $(INSTALLED)
 lint: $(INSTALLED)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+
+bench: $(INSTALLED)
+	$(BIN)/python -m moba_fast.bench
 
 # The stamp is older than what it installed from when an install is stale.
 $(INSTALLED): pyproject.toml constraints.txt

@@ -103,14 +103,7 @@ def compare_floats(fast, ref, name, plain, rounding):
         raise AssertionError(
             f"{name}: NaN at {place(at)}, {np.isnan(fast).sum()} in all"
         )
-    error = absolute_error(fast, ref)
-    finite = np.abs(ref[np.isfinite(ref)])
-    step = rounding * finite.max(initial=0.0)
-    bound = SUMS * step
-    if plain is not None:
-        own = SUMS * np.finfo(ref.dtype).eps * finite.max(initial=0.0)
-        bound = TWICE * absolute_error(plain, ref).max(initial=0.0)
-        bound += PARTS * step + own
+    error, bound = absolute_error(fast, ref), allowed_error(ref, plain, rounding)
     worst = error.max(initial=0.0)
     rms = np.sqrt(np.mean(error**2)) if error.size else 0.0
     sizes = f"max {worst:.1e}, rms {rms:.1e}, allowed {bound:.1e}"
@@ -121,6 +114,22 @@ def compare_floats(fast, ref, name, plain, rounding):
             f"got {fast[at]:.6g}"
         )
     return sizes
+
+
+def allowed_error(ref, plain, rounding):
+    """Return the largest error that the policy allows.
+
+    Args:
+        ref: float64 array, the reference's result.
+        plain: float64 array, plain PyTorch's result; None: there is none.
+        rounding: of the dtype of the result to check, relative.
+    """
+    finite = np.abs(ref[np.isfinite(ref)])
+    step = rounding * finite.max(initial=0.0)
+    if plain is None:
+        return SUMS * step
+    own = SUMS * np.finfo(ref.dtype).eps * finite.max(initial=0.0)
+    return TWICE * absolute_error(plain, ref).max(initial=0.0) + PARTS * step + own
 
 
 def absolute_error(value, ref):

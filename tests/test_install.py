@@ -70,7 +70,9 @@ def test_flash_attn_is_a_step_of_its_own():
     )
 
 
-@pytest.mark.parametrize("target", ["notebooks", "test", "test-slow", "lab", "lint"])
+@pytest.mark.parametrize(
+    "target", ["notebooks", "test", "test-slow", "lab", "lint", "bench"]
+)
 def test_targets_install_once_and_first(target):
     dry = subprocess.run(
         ["make", "--dry-run", "--always-make", "lint", target],

@@ -158,14 +158,16 @@ def test_losses_reach_every_parameter(model, tokens):
         assert parameter.grad.abs().max() > 0, name
 
 
-def test_full_attention_skips_empty_sequences():
-    q = torch.randn(6, 2, 4, generator=torch.Generator().manual_seed(0))
-    offsets = torch.tensor([0, 4, 4, 6])
-    out = full_attention(q, q[:, :1], q[:, :1], offsets)
-    torch.testing.assert_close(out[4], q[4, :1].expand(2, -1))
-    torch.testing.assert_close(
-        out[:4], full_attention(q[:4], q[:4, :1], q[:4, :1], torch.tensor([0, 4]))
-    )
+def test_full_attention_is_pytorch_s_within_every_sequence():
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(6, h, 4, generator=generator) for h in (2, 1, 1))
+    out = full_attention(q, k, v, torch.tensor([0, 4, 4, 6]))
+    for rows in (slice(0, 4), slice(4, 6)):
+        parts = (x[rows].transpose(0, 1) for x in (q, k, v))
+        expected = torch.nn.functional.scaled_dot_product_attention(
+            *parts, is_causal=True, enable_gqa=True
+        )
+        torch.testing.assert_close(out[rows], expected.transpose(0, 1))
 
 
 def test_add_previous_of_two_sequences():

@@ -22,7 +22,8 @@ ONLY_FAST_ARGUMENTS = [
 STAGES = ["attend", "backward", "blocks", "combine", "gate", "moba", "route"]
 ALLOWED = {
     "moba_ref": {"numpy", "einops", "moba_ref"},
-    "moba_fast": {"torch", "moba_fast"},
+    # tqdm is the progress bar of commands.
+    "moba_fast": {"torch", "tqdm", "moba_fast"},
 }
 
 

@@ -1,0 +1,89 @@
+"""Check every kernel of `moba_fast` that runs on this machine against the reference.
+
+`python -m moba_fast.selfcheck` runs all of it. Results are measured by the agreement
+policy of `moba_lab.agree` against `moba_ref` in float64, fed with the same rounded
+inputs; the sizes are what NumPy can do in seconds.
+"""
+
+import argparse
+import csv
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from moba_fast.machine import describe_machine
+from moba_lab.check_cases import CASES, Check, check_case, targets
+from moba_lab.check_special import special_checks
+
+
+def all_checks():
+    """List (function, arguments) of every check that makes sense on this machine."""
+    planned = [
+        (check_case, (target, case, dtype))
+        for target in targets()
+        for dtype in target.dtypes
+        for case in CASES
+    ]
+    return planned + special_checks(targets())
+
+
+def guarded(function, target, *rest):
+    """Run a check; an error of any kind is a check that failed.
+
+    Returns:
+        list of Check.
+    """
+    try:
+        with target.forced():
+            return function(target, *rest)
+    except Exception as error:
+        *case, dtype = rest
+        name = function.__name__.removeprefix("check_").replace("_", " ")
+        what = case[0].name if case else name
+        message = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        return [Check(what, str(target), dtype, np.nan, 0.0, False, message)]
+
+
+def main(arguments=None):
+    """Run the command line; return 1 where a check failed."""
+    parser = argparse.ArgumentParser(
+        prog="python -m moba_fast.selfcheck",
+        description="Check every kernel that runs here against the reference.",
+    )
+    parser.add_argument("--csv", type=Path, metavar="PATH", help="record the table")
+    options = parser.parse_args(arguments)
+    checks = []
+    print(f"{'what':<40}{'kernel':<16}{'dtype':<10}{'error':>9}{'allowed':>9}  ok")
+    for function, given in tqdm(all_checks(), unit="check", file=sys.stderr):
+        for check in guarded(function, *given):
+            checks.append(check)
+            tqdm.write(line(check), file=sys.stdout)
+    if options.csv:
+        write_csv(checks, options.csv)
+    failed = [check for check in checks if not check.ok]
+    print(f"{len(checks) - len(failed)} of {len(checks)} checks passed")
+    return 1 if failed else 0
+
+
+def line(check):
+    """Lay out one check for reading."""
+    start = f"{check.what:<40}{check.kernel:<16}{check.dtype:<10}"
+    numbers = (
+        f"{check.error:9.1e}{check.allowed:9.1e}  {'ok' if check.ok else 'FAILED'}"
+    )
+    return start + numbers + (f"  {check.message}" if check.message else "")
+
+
+def write_csv(checks, path):
+    """Record checks with hardware and versions."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    machine = describe_machine(device)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, [*Check.__dataclass_fields__, *machine])
+        writer.writeheader()
+        writer.writerows(asdict(check) | machine for check in checks)
