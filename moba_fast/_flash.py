@@ -16,7 +16,7 @@ from moba_fast import _batches
 
 aten = torch.ops.aten
 # What backend "flash" may run, the best first.
-GPU_KERNELS = ("flash-attn-4", "flash-attn", "aten", "cudnn")
+GPU_KERNELS = ("flash-attn-4", "flash-attn", "aten")
 VARIABLE = "MOBA_FAST_KERNEL"
 LARGEST_HEAD = 256
 
@@ -61,33 +61,6 @@ class Aten:
                 *(dout, q, k, v, out, lse.T.contiguous()),
                 *(pack.cu_q, pack.cu_k, pack.max_q, pack.max_k),
                 *(0.0, causal, unused, unused),
-                scale=softmax_scale,
-            )
-
-
-class Cudnn:
-    """NVIDIA's cuDNN through PyTorch; its causal mask wants as many queries as keys."""
-
-    @staticmethod
-    def forward(q, k, v, pack, causal, softmax_scale):
-        """Attend; see `varlen.attention`."""
-        check_square(q, k, causal)
-        out, lse, *_ = aten._cudnn_attention_forward(
-            *(q, k, v, None, pack.cu_q, pack.cu_k, pack.max_q, pack.max_k),
-            *(True, 0.0, causal, False),
-            scale=softmax_scale,
-        )
-        return out, lse[..., 0]
-
-    @staticmethod
-    def backward(dout, q, k, v, out, lse, pack, causal, softmax_scale, deterministic):
-        """Differentiate; see `varlen.attention_backward`."""
-        check_square(q, k, causal)
-        seed = torch.zeros((), dtype=torch.int64, device=q.device)
-        with algorithms(deterministic):
-            return aten._cudnn_attention_backward(
-                *(dout, q, k, v, out, lse.contiguous()[..., None], seed, seed, None),
-                *(pack.cu_q, pack.cu_k, pack.max_q, pack.max_k, 0.0, causal),
                 scale=softmax_scale,
             )
 
@@ -159,15 +132,6 @@ class FlashAttn4:
         }
 
 
-def check_square(q, k, causal):
-    """Raise ValueError where cuDNN's causal mask would start at the wrong key."""
-    if causal and len(q) != len(k):
-        raise ValueError(
-            f"kernel 'cudnn' needs as many queries as keys, got {len(q)} and {len(k)}; "
-            f"choose another one with backend='flash' or {VARIABLE}"
-        )
-
-
 @contextmanager
 def algorithms(deterministic):
     """Ask PyTorch for deterministic algorithms, or leave it as it is."""
@@ -231,8 +195,6 @@ def why_not(kernel):
         return f"{torch.cuda.get_device_name()} is older than Ampere"
     if kernel == "aten":
         return "" if torch.backends.cuda.is_flash_attention_available() else "not built"
-    if kernel == "cudnn":
-        return "" if torch.backends.cudnn.is_available() else "cuDNN is not installed"
     try:
         package(kernel)
     except ImportError as error:
@@ -294,7 +256,6 @@ KERNELS = {
     "flash-attn-4": FlashAttn4,
     "flash-attn": FlashAttn,
     "aten": Aten,
-    "cudnn": Cudnn,
     "cpu": Batched(cpu_attention, cpu_backward),
     "plain": Batched(_batches.plain_attention, _batches.plain_backward),
 }

@@ -43,8 +43,11 @@ def look_around():
     cuda = "" if torch.cuda.is_available() else ", and no CUDA device was found"
     compiler = "" if find_spec("triton") else ", triton is not installed"
     here = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
-    kernel, reason = _flash.choose()
-    flash = f"{kernel} on {here}: {reason}" if kernel else reason
+    try:
+        kernel, reason = _flash.choose()
+        flash = f"{kernel} on {here}: {reason}" if kernel else reason
+    except ValueError as error:
+        kernel, flash = None, str(error)
     return (
         Backend("triton", False, f"not in this version of moba_fast{compiler}{cuda}"),
         Backend("flash", kernel is not None, flash),

@@ -31,7 +31,7 @@ def upload(x, device):
     """Send a small tensor of the host to a device without waiting for the device.
 
     Args:
-        x: tensor of integers on the CPU; one-dimensional while a CUDA graph is captured.
+        x: tensor of integers on the CPU; one-dimensional while a graph is captured.
         device: where it goes.
     """
     if device.type != "cuda":

@@ -85,9 +85,11 @@ def moba_attention(
     given = selected is not None
     if not given:
         selected = op.select(q.detach(), k.detach(), *offsets, block_size, topk)
-    choice = offsets, block_size, softmax_scale
+    # Kernels mask with -inf before they scale, so the sign of the factor goes to q.
+    if softmax_scale <= 0:
+        q, softmax_scale = q * (-1 if softmax_scale else 0), -softmax_scale or 1.0
     out, lse = op.attend(
-        *(q, k, v, selected, *choice[0], *choice[1:]),
+        *(q, k, v, selected, *offsets, block_size, softmax_scale),
         *(backend, deterministic, workspace_bytes, given),
     )
     return (out, lse.detach(), selected) if return_aux else out

@@ -28,7 +28,8 @@ def select(
 ) -> Tensor:
     """Step 1, assign: choose the blocks of every query, (S, H, topk) int32."""
     blocks = blocks_of(q, k, cu_seqlens, cu_seqlens_k, block_size)
-    return select_blocks(q, pool_keys(k, blocks), blocks, topk)
+    with torch.autocast(q.device.type, enabled=False):
+        return select_blocks(q, pool_keys(k, blocks), blocks, topk)
 
 
 @select.register_fake

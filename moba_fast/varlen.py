@@ -46,17 +46,22 @@ def attention(q, k, v, pack, causal, softmax_scale, kernel=None):
         lse: (T, H) float32, or float64 for float64 inputs.
     """
     kernel = kernel or default_kernel(q)
-    size, parts = q.shape[-1], []
+    wide = torch.promote_types(q.dtype, torch.float32)
+    # Kernels for GPUs refuse a launch without queries.
+    size, parts = q.shape[-1], [(q[:0], q.new_empty(0, q.shape[1], dtype=wide))]
     for a, b, c, d, part in split(pack, kernel, q, k):
+        if a == b:
+            continue
         x = [
             fit_head(x) if kernel in GPU_KERNELS else x
             for x in (q[a:b], k[c:d], v[c:d])
         ]
         parts.append(KERNELS[kernel].forward(*x, part, causal, softmax_scale))
-    if len(parts) == 1:
-        return parts[0][0][..., :size], parts[0][1]
+    parts = [(out[..., :size], lse) for out, lse in parts]
+    if len(parts) == 2:
+        return parts[1]
     out, lse = (torch.cat(x) for x in zip(*parts, strict=True))
-    return out[..., :size], lse
+    return out, lse
 
 
 def attention_backward(
@@ -84,6 +89,9 @@ def attention_backward(
     kernel = kernel or default_kernel(q)
     size, parts = q.shape[-1], []
     for a, b, c, d, part in split(pack, kernel, q, k):
+        if a == b:
+            parts.append([torch.zeros_like(x) for x in (q[a:b], k[c:d], v[c:d])])
+            continue
         x = dout[a:b], q[a:b], k[c:d], v[c:d], out[a:b]
         x = [fit_head(x) if kernel in GPU_KERNELS else x for x in x]
         options = part, causal, softmax_scale, deterministic

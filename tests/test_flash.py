@@ -146,37 +146,31 @@ def test_records_cover_what_the_adapter_supports():
 
 
 # PyTorch matches arguments to an operator's schema before it looks for a kernel.
-@pytest.mark.parametrize("kernel", ["aten", "cudnn"])
-def test_operators_of_pytorch_take_the_arguments(kernel):
+def test_operators_of_pytorch_take_the_arguments():
     dout, q, k, v, options = inputs(causal=True)
     out, lse = PLAIN.forward(q, k, v, *options)
     x = [x.bfloat16() for x in (dout, q, k, v, out)]
     with pytest.raises(NotImplementedError, match="_attention_forward' with arguments"):
-        _flash.KERNELS[kernel].forward(*x[1:4], *options)
+        _flash.Aten.forward(*x[1:4], *options)
     with pytest.raises(
         NotImplementedError, match="_attention_backward' with arguments"
     ):
-        _flash.KERNELS[kernel].backward(*x, lse, *options, True)
+        _flash.Aten.backward(*x, lse, *options, True)
 
 
 SCHEMAS = {
-    ("aten", "forward"): "query key value cum_seq_q cum_seq_k max_q max_k "
-    "dropout_p is_causal return_debug_mask",
-    ("aten", "backward"): "grad_out query key value out logsumexp cum_seq_q cum_seq_k "
-    "max_q max_k dropout_p is_causal rng_state unused",
-    ("cudnn", "forward"): "query key value attn_bias cum_seq_q cum_seq_k max_q max_k "
-    "compute_log_sumexp dropout_p is_causal return_debug_mask",
-    ("cudnn", "backward"): "grad_out query key value out logsumexp philox_seed "
-    "philox_offset attn_bias cum_seq_q cum_seq_k max_q max_k dropout_p is_causal",
+    "forward": "query key value cum_seq_q cum_seq_k max_q max_k dropout_p is_causal "
+    "return_debug_mask",
+    "backward": "grad_out query key value out logsumexp cum_seq_q cum_seq_k max_q "
+    "max_k dropout_p is_causal rng_state unused",
 }
 
 
-@pytest.mark.parametrize(("kernel", "direction"), SCHEMAS)
-def test_schemas_of_pytorch_have_the_places_that_calls_fill(kernel, direction):
-    name = {"aten": "flash", "cudnn": "cudnn"}[kernel]
-    operator = getattr(torch.ops.aten, f"_{name}_attention_{direction}").default
+@pytest.mark.parametrize("direction", SCHEMAS)
+def test_schemas_of_pytorch_have_the_places_that_calls_fill(direction):
+    operator = getattr(torch.ops.aten, f"_flash_attention_{direction}").default
     places = [a.name for a in operator._schema.arguments if not a.kwarg_only]
-    assert " ".join(places) == SCHEMAS[kernel, direction]
+    assert " ".join(places) == SCHEMAS[direction]
     assert "scale" in [a.name for a in operator._schema.arguments if a.kwarg_only]
     if direction == "forward":
         out, lse, *_ = (result.name for result in operator._schema.returns)
@@ -227,10 +221,10 @@ def test_without_a_kernel_every_reason_is_given(only):
 
 
 def test_the_variable_and_the_argument_force_a_kernel(only, monkeypatch):
-    only("flash-attn", "aten", "cudnn")
+    only("flash-attn", "aten")
     monkeypatch.setenv(_flash.VARIABLE, "aten")
     assert _flash.choose() == ("aten", f"asked for by {_flash.VARIABLE}")
-    assert _flash.choose("cudnn") == ("cudnn", "asked for by the call")
+    assert _flash.choose("flash-attn") == ("flash-attn", "asked for by the call")
 
 
 @pytest.mark.parametrize("by", ["call", "variable"])
@@ -238,7 +232,7 @@ def test_the_variable_and_the_argument_force_a_kernel(only, monkeypatch):
     ("name", "message"),
     [
         ("flash-attn-1", "unknown kernel 'flash-attn-1': choose one of 'flash-attn-4'"),
-        ("cudnn", "kernel 'cudnn', asked for by .*, does not run here: cudnn is switc"),
+        ("flash-attn", "'flash-attn', asked for by .*, does not run here: flash-att"),
     ],
 )
 def test_what_cannot_be_forced_is_an_error(only, monkeypatch, by, name, message):
@@ -255,17 +249,10 @@ def test_a_backend_may_name_its_kernel(only):
     for name in ("flash:flash-attn-1", "torch:aten", "flash-attn"):
         with pytest.raises(ValueError, match=r"unknown (kernel|backend)"):
             kernel_of(name, q)
-    with pytest.raises(ValueError, match="'cudnn', asked for by the call, does not"):
-        kernel_of("flash:cudnn", q)
+    with pytest.raises(ValueError, match="'flash-attn', asked for by the call"):
+        kernel_of("flash:flash-attn", q)
     with pytest.raises(ValueError, match="needs tensors on a CUDA device, got cpu"):
         kernel_of("flash:aten", q)
-
-
-def test_cudnn_refuses_a_causal_mask_over_more_keys_than_queries():
-    q, k = torch.zeros(4, 1, 8), torch.zeros(6, 1, 8)
-    pack = Pack(torch.tensor([0, 4]), torch.tensor([0, 6]), 4, 6)
-    with pytest.raises(ValueError, match="as many queries as keys, got 4 and 6"):
-        _flash.Cudnn.forward(q, k, k, pack, True, SCALE)
 
 
 def test_a_call_names_a_kernel_that_does_not_exist():
