@@ -169,7 +169,7 @@ def test_clocks_leave_the_operators_as_they_were():
     assert {name: getattr(op, name) for name in before} == before
 
 
-@pytest.mark.parametrize("heads_k", [1, 4])
+@pytest.mark.parametrize("heads_k", [1, 2, 4])
 def test_the_dense_peer_is_causal_attention(heads_k):
     g = torch.Generator().manual_seed(0)
     q, dout = (torch.randn(50, 4, 8, generator=g) for _ in range(2))
@@ -178,6 +178,17 @@ def test_the_dense_peer_is_causal_attention(heads_k):
     assert (list(candidates), missing) == (["flash"], {})
     expected = moba_fast.moba_attention(q, k, v, block_size=50, topk=1)
     torch.testing.assert_close(candidates["flash"](), expected)
+    repeated = dense.one_head_each([q, k, v])
+    assert [x.shape[1] for x in repeated] == [4, 4, 4]
+    found = dense.attend(repeated, dout, dense.KERNELS["flash"])
+    torch.testing.assert_close(found, expected)
+
+
+def test_a_kernel_that_does_not_take_the_inputs_says_why():
+    x = torch.zeros(9, 2, 8)
+    candidates, missing = dense.try_out({"cudnn": dense.KERNELS["cudnn"]}, [x] * 3, x)
+    assert candidates == {}
+    assert "kernel" in missing["cudnn"]
 
 
 @pytest.mark.parametrize(
