@@ -86,8 +86,9 @@ MOVING = """root => [...root.querySelectorAll('*')].filter(element =>
         return style.transitionDuration !== '0s' || style.animationDuration !== '0s'
             || style.scrollBehavior === 'smooth';
     })).map(element => element.className)"""
-TWO_FRAMES = """() => new Promise(done =>
-    requestAnimationFrame(() => requestAnimationFrame(done)))"""
+# What Safari reports when rows scroll under a pointer that rests.
+REST = """root => root.querySelector('.rows').dispatchEvent(
+    new PointerEvent('pointermove', {bubbles: true, clientX: 100, clientY: 200}))"""
 
 
 class ExplorerPage:

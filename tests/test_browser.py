@@ -292,7 +292,7 @@ def test_rows_that_scroll_below_a_resting_pointer_are_not_chosen(large):
     assert large.settings()["query"] == 20
     for _ in range(5):
         large.page.keyboard.press("PageDown")
-    large.page.evaluate(explorer_page.TWO_FRAMES)
+    large.root.evaluate(explorer_page.REST)
     assert large.settings()["query"] == 100
 
 

@@ -67,6 +67,15 @@ def test_the_scale_of_the_softmax_counts():
     assert explorer.detail["rows"][-2]["share"] == 0.5
 
 
+def test_large_scores_do_not_overflow():
+    q, k, _ = np.random.default_rng(0).normal(size=(3, 6, 1, 4))
+    blocks = moba_ref.partition([0, 6], block_size=2)
+    selected = np.array([[[-1, 0]]] * 2 + [[[0, 1]]] * 2 + [[[0, 2]]] * 2)
+    for scale in (1e4, -1e4):
+        shares = block_shares(q, k, selected, blocks, 5, softmax_scale=scale)
+        assert sorted(shares) == pytest.approx([0, 0, 1])
+
+
 def explore(case=PACK, **settings):
     chosen = {"block_size": case.block_size, "topk": case.topk, **settings}
     return BlockExplorer(case.q, case.k, case.v, cu_seqlens=case.cu_seqlens, **chosen)

@@ -63,6 +63,24 @@ def test_conda_installs_what_pip_would():
     )
 
 
+def test_an_install_has_every_file_that_is_not_python():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    packed = project["tool"]["setuptools"]["package-data"]
+    installed = {
+        path
+        for package, patterns in packed.items()
+        for pattern in patterns
+        for path in (ROOT / package.replace(".", "/")).glob(pattern)
+    }
+    there = {
+        path
+        for package in ("moba_ref", "moba_fast", "moba_lab")
+        for path in (ROOT / package).rglob("*.*")
+        if path.suffix not in (".py", ".pyc")
+    }
+    assert there <= installed
+
+
 def test_flash_attn_is_a_step_of_its_own():
     assert (
         "pip install --no-build-isolation flash-attn"

@@ -211,7 +211,7 @@ function onKey(event, model, view) {
 }
 
 function onPointer(event, model, view) {
-  // Rows that scroll under a resting pointer do not count as pointing.
+  // Some browsers report a move of 0 pixels when rows scroll under a resting pointer.
   const rests = event.movementX === 0 && event.movementY === 0;
   if (event.type === "pointermove" && rests) return;
   const { queries } = model.get("picture");

@@ -39,9 +39,12 @@ class BlockExplorer(Base):
         softmax_scale: factor on the scores. None: D ** -0.5.
 
     Attributes:
-        block_size, topk, head, query: what is chosen now. They can be set, and follow
-            what the reader does.
+        block_size, topk, head, query: what is chosen now. They follow what the reader
+            does and can be set; a value that does not fit raises a TraitError and
+            changes nothing.
+        picture: what the map shows, `Call.picture`.
         detail: what is shown about the query, `Call.detail`.
+        states: colour, ink and label of every state.
 
     Raises:
         TypeError: if an argument has the wrong type.

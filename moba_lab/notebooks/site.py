@@ -14,7 +14,6 @@ from nbconvert import HTMLExporter
 from nbconvert.filters.markdown_mistune import MarkdownWithMath
 from pygments.formatters import HtmlFormatter
 
-from moba_lab.notebooks.clean import WIDGET
 from moba_lab.notebooks.maths import MathmlRenderer
 
 PACKAGES = ("numpy", "torch", "matplotlib")
@@ -104,7 +103,7 @@ def remote_loads(html):
 def _page(run, before, after, site):
     title, goal = title_and_goal(run.notebook)
     resources = {"metadata": {"path": str(run.path.parent)}}
-    body, _ = PageExporter().from_notebook_node(_still(run.notebook), resources)
+    body, _ = PageExporter().from_notebook_node(_with_alt(run.notebook), resources)
     body = _relink(body, run.path.parent, site)
     if run.error:
         body = f'<pre class="failed">{escape(run.error)}</pre>{body}'
@@ -173,12 +172,8 @@ def _first_figure(notebook):
     return None
 
 
-def _still(notebook):
-    """Copy a notebook for a page, which has no kernel.
-
-    Every figure gets its "What to see" sentence as alt text, and a widget leaves only
-    the picture that it carries.
-    """
+def _with_alt(notebook):
+    """Copy a notebook; every figure gets its "What to see" sentence as alt text."""
     notebook = copy.deepcopy(notebook)
     for cell in notebook.cells:
         outputs = cell.get("outputs", [])
@@ -186,7 +181,6 @@ def _still(notebook):
         seen = [s for s in printed.splitlines() if s.startswith("What to see")]
         alt = seen[0] if seen else f"figure of cell {cell.get('id', '')}"
         for output in outputs:
-            output.get("data", {}).pop(WIDGET, None)
             if "image/png" in output.get("data", {}):
                 output.metadata.setdefault("image/png", {}).setdefault("alt", alt)
     return notebook
