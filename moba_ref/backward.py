@@ -47,7 +47,7 @@ def moba_attention_backward(dout, q, k, v, out, lse, selected, blocks, softmax_s
         own = np.flatnonzero(blocks.of_query == n)
         rows = np.concatenate([own, routing.query[pairs]])
         keys = np.arange(blocks.start[n], blocks.end[n])
-        # Past queries stand behind every key of the block: the mask only cuts `own`.
+        # Past queries stand after every key of the block: the mask only cuts `own`.
         mask = keys <= blocks.position[rows, None]
         scores = q[rows, h] @ k[keys, h // group].T * softmax_scale
         weights = np.where(mask, np.exp(scores - lse[rows, h, None]), 0.0)

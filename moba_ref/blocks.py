@@ -19,7 +19,7 @@ class Blocks:
         start: (N,) first key token of every block.
         end: (N,) one past the last key token of every block.
         of_token: (SK,) block of every key token.
-        position: (S,) key token at which every query stands.
+        position: (S,) key token at which every query stands, counted in the pack.
         of_query: (S,) block in which every query stands, its current block.
         first_of_query: (S,) first block of the query's sequence: the past blocks of
             query i are range(first_of_query[i], of_query[i]).
@@ -42,7 +42,9 @@ def partition(cu_seqlens, block_size, cu_seqlens_q=None):
     Paper: Eq. 3, with a short last block where block_size does not divide a length.
 
     Args:
-        cu_seqlens: (B+1,) integers, first key token of every sequence, then SK.
+        cu_seqlens: (B+1,) integers, first key token of every sequence, then SK. These
+            are offsets of the keys, `cu_seqlens_k` of `moba_attention`, where
+            `cu_seqlens` are those of the queries.
         block_size: tokens per block, at least 1.
         cu_seqlens_q: (B+1,) integers, the same for the queries where there are fewer
             of them; the queries of a sequence are its last tokens. None: one query

@@ -32,7 +32,8 @@ def moba_attention(
         v: (SK, HK, D) values.
         block_size: tokens per block, at least 1.
         topk: blocks per query, the current one included, at least 1.
-        cu_seqlens: (B+1,) offsets of the sequences. None: one sequence.
+        cu_seqlens: (B+1,) offsets of the queries, `cu_seqlens_q` of `partition`, whose
+            `cu_seqlens` are those of the keys. None: one sequence.
         cu_seqlens_k: (B+1,) offsets of the keys, where sequences have more keys than
             queries; the queries are the last tokens. None: as `cu_seqlens`.
         softmax_scale: factor on the scores. None: D ** -0.5.

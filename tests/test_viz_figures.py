@@ -197,6 +197,13 @@ def test_a_pack_and_a_leak_have_their_words_in_the_legend():
     assert fig.finding.endswith("1 against the rules")
 
 
+def test_a_block_that_is_read_against_the_rules_counts_as_read():
+    rows = np.array([[-1, 0], [0, 1], [-1, 1], [-1, 1]])[:, None]
+    fig = viz.selection_heatmap(rows, partition([0, 4], 2))
+    assert fig.finding.startswith("A query reads at most 2 of 2 blocks")
+    assert fig.finding.endswith("and 1 against the rules")
+
+
 def test_without_a_query_the_one_that_looks_back_farthest_is_outlined():
     blocks, selected = pack_by_hand()
     assert (
@@ -280,6 +287,16 @@ def test_the_gate_map_writes_scores_and_leaves_the_future_white():
     assert fig.finding.startswith(f"Head 1: query {query} scores block {block} highest")
 
 
+def test_the_gate_map_says_how_far_back_the_best_blocks_are():
+    s = SCENES["plain"]
+    seen = [viz.gate_map(s.scores, s.blocks, head).what_to_see for head in (0, 1)]
+    assert "the block 4 before their own scores best for 16 of the 16" in seen[0]
+    assert "the block just before their own scores best for 28 of the 28" in seen[1]
+    worse = s.scores.copy()
+    worse[31, 0, 3] = -9
+    assert "best for 15 of the 16" in viz.gate_map(worse, s.blocks).what_to_see
+
+
 def test_the_ruler_names_offsets_blocks_and_tails():
     fig = viz.block_ruler(SCENES["packed"].blocks)
     ax = fig.axes[0]
@@ -351,6 +368,23 @@ def test_names_of_parts_wrap_and_are_left_out_where_they_do_not_fit():
     assert plain.finding == "Query 0 takes 88% of its result from part 1"
 
 
+def test_the_sentence_about_merge_weights_tells_of_the_query_that_was_named():
+    s = SCENES["plain"]
+    shares = viz.block_weights(s.lse_current, s.lse_past, s.routing, s.blocks)
+    past, first, own = (f"{share:.0%}" for share in shares[22, [1, 0, 5]])
+    fig = viz.merge_weights(shares, [2, 22, 31], s.blocks, query=22)
+    assert fig.finding.startswith("Query 22 takes 63%")
+    assert fig.what_to_see.startswith(
+        f"the bar of query 22 is {first} key block 0, {past} key block 1 and {own} "
+        "current;"
+    )
+    assert viz.merge_weights(shares, [2, 22, 31], s.blocks).finding.startswith(
+        "Query 31 takes"
+    )
+    with pytest.raises(IndexError, match=r"those drawn, \[2, 31\], got 22"):
+        viz.merge_weights(shares, [2, 31], s.blocks, query=22)
+
+
 def test_merge_weights_that_are_no_shares_are_refused():
     with pytest.raises(ValueError, match=r"row 1 adds up to 1\.5"):
         viz.merge_weights([[0.5, 0.5], [0.5, 1.0]])
@@ -378,6 +412,8 @@ def test_the_error_map_finds_the_worst_pair_of_any_sign():
     assert type(drawn.norm).__name__ == "LogNorm"
     ring = fig.axes[0].lines[0].get_xydata().tolist()
     assert ring == [[1, 4]]
+    # The root mean square of all 36 values, not of the 12 cells.
+    assert fig.what_to_see.endswith("(root mean square of all values) is 5.0e-06.")
 
 
 def test_the_error_map_of_equal_results_and_of_nan():

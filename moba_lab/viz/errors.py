@@ -29,6 +29,8 @@ def error_map(error, name="out", tolerance=None):
     error = np.abs(array(error)).astype(float)
     if error.ndim not in (2, 3) or not error.size:
         raise ValueError(f"error must be (S, H) or (S, H, D), got {error.shape}")
+    # Over all values, as `agree` counts, not over the largest of every pair.
+    rms = np.sqrt((error**2).mean())
     if error.ndim == 3:
         error = error.max(axis=2)
     broken = ~np.isfinite(error)
@@ -44,7 +46,7 @@ def error_map(error, name="out", tolerance=None):
         if image is not None:
             text = f"|difference of {name}|, log scale (white: 0)"
             fig.colorbar(image, ax=ax, label=text, pad=0.02)
-        return finish(fig, *findings(error, broken, worst, name, tolerance))
+        return finish(fig, *findings(error, rms, worst, name, tolerance))
 
 
 def draw_errors(ax, error, broken):
@@ -84,15 +86,16 @@ def circle_worst(ax, worst, error):
     )
 
 
-def findings(error, broken, worst, name, tolerance):
+def findings(error, rms, worst, name, tolerance):
     """Return title and sentence about the worst pair."""
     token, head = worst
+    broken = ~np.isfinite(error)
     place = f"query {token}, head {head}"
     if broken.any():
         return f"{name}: NaN or infinity in {broken.sum()} of {broken.size} cells", (
             f"black squares with a cross are no numbers, the first at {place}."
         )
-    largest, rms = error[worst], np.sqrt((error**2).mean())
+    largest = error[worst]
     if not largest:
         return f"{name} is exactly equal", "no cell has a colour: every error is 0."
     title = f"{name} differs by at most {largest:.1e}, at {place}"
@@ -101,5 +104,5 @@ def findings(error, broken, worst, name, tolerance):
         title += f": {verdict} the {tolerance:.1e} allowed"
     return title, (
         f"the worst error, {largest:.1e}, is at {place} (ring); the typical one "
-        f"(root mean square) is {rms:.1e}."
+        f"(root mean square of all values) is {rms:.1e}."
     )

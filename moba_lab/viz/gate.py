@@ -67,7 +67,7 @@ def gate_map(scores, blocks, head=0):
         tick_blocks(ax, grid.N)
         fig.colorbar(image, ax=ax, label="score: query · mean key", pad=0.02)
         legend(fig, (State.FUTURE, State.CURRENT), grid.packed)
-        return finish(fig, *findings(finite, head))
+        return finish(fig, *findings(finite, head, grid))
 
 
 def draw_scores(ax, finite, one, grid):
@@ -95,16 +95,25 @@ def ink_on(values):
     return lambda value: "black" if scale(value) > 0.5 else "white"
 
 
-def findings(finite, head):
-    """Return title and sentence about the highest score and how scores spread."""
+def findings(finite, head, grid):
+    """Return title and sentence about the highest score and where rows peak."""
     if np.isnan(finite).all():
         return f"Head {head}: no query has a past block", "there is nothing to score."
     query, block = np.unravel_index(np.nanargmax(finite), finite.shape)
     best = finite[query, block]
-    rows = finite[~np.isnan(finite).all(axis=1)]
-    favourite = np.bincount(np.nanargmax(rows, axis=1))
     title = f"Head {head}: query {query} scores block {block} highest, {best:.1f}"
-    return title, (
-        f"each row holds the scores of one query; block {favourite.argmax()} is the "
-        f"best past block of {favourite.max()} of {len(rows)} queries."
+    return title, f"each row holds the scores of one query; {peaks(finite, grid)}."
+
+
+def peaks(finite, grid):
+    """Say how many blocks before their own most queries have their best past block."""
+    rows = np.flatnonzero(~np.isnan(finite).all(axis=1))
+    back = grid.of_query[rows] - np.nanargmax(finite[rows], axis=1)
+    times = np.bincount(back[back > 0], minlength=2)
+    far = 1 + times[1:].argmax()
+    reach = grid.of_query - grid.first_of_query
+    where = "just" if far == 1 else far
+    return (
+        f"the block {where} before their own scores best for {times[far]} of the "
+        f"{(reach >= far).sum()} queries that have it"
     )

@@ -17,6 +17,7 @@ from moba_lab.viz.style import (
     name_axes,
     styled,
 )
+from moba_lab.viz.words import listed
 
 
 def block_weights(lse_current, lse_past, routing, blocks, head=0):
@@ -56,7 +57,7 @@ def block_weights(lse_current, lse_past, routing, blocks, head=0):
     return weights / weights.sum(axis=1, keepdims=True)
 
 
-def merge_weights(weights, queries=None, blocks=None, parts=None):
+def merge_weights(weights, queries=None, blocks=None, parts=None, query=None):
     """Draw the weight of every partial attention as one stacked bar per query.
 
     Paper: section 2.3, "combine", online softmax.
@@ -67,6 +68,8 @@ def merge_weights(weights, queries=None, blocks=None, parts=None):
         queries: the rows to draw; None: up to eight spread over all rows.
         blocks: Blocks, if the columns are its blocks: the current one is orange.
         parts: M names, if the columns are not blocks; "current" is orange.
+        query: the drawn row to tell about; None: the one that takes most from parts
+            other than the current one.
 
     Returns:
         Figure.
@@ -74,7 +77,7 @@ def merge_weights(weights, queries=None, blocks=None, parts=None):
     Raises:
         ValueError: if weights is not two-dimensional, has a negative weight or a row
             that does not add up to 1, or if names or blocks do not fit its shape.
-        IndexError: if a query does not exist.
+        IndexError: if a query does not exist, or `query` is not among those drawn.
     """
     weights = check_weights(array(weights))
     R, M = weights.shape
@@ -88,15 +91,16 @@ def merge_weights(weights, queries=None, blocks=None, parts=None):
         raise ValueError(f"parts must hold {M} names, got {len(parts)}")
     if queries is None:
         queries = np.unique(np.linspace(0, R - 1, min(R, 8)).round().astype(int))
-    queries = [check_index(query, R, "query") for query in np.atleast_1d(queries)]
+    queries = [check_index(row, R, "query") for row in np.atleast_1d(queries)]
     names = [str(name) for name in (range(M) if parts is None else parts)]
     mine = names.index("current") if "current" in names else -1
-    own = [mine if grid is None else grid.of_query[query] for query in queries]
+    own = {row: mine if grid is None else grid.of_query[row] for row in queries}
+    told = queries if query is None else [check_told(query, queries)]
     with styled():
         fig = canvas(1.6 + 0.4 * len(queries))
         ax = fig.subplots()
-        for row, query in enumerate(queries):
-            draw_bar(ax, row, weights[query], names, own[row])
+        for place, row in enumerate(queries):
+            draw_bar(ax, place, weights[row], names, own[row])
         ax.set(xlim=(0, 1), ylim=(len(queries) - 0.5, -0.5))
         ax.set_yticks(range(len(queries)), queries)
         what = "part" if grid is None else "key block"
@@ -105,7 +109,16 @@ def merge_weights(weights, queries=None, blocks=None, parts=None):
         ax.spines[["top", "right"]].set_visible(False)
         if mine >= 0 or grid is not None:
             legend(fig, (State.SELECTED, State.CURRENT))
-        return finish(fig, *findings(weights, queries, names, own, what))
+        return finish(
+            fig, *findings({row: weights[row] for row in told}, names, own, what)
+        )
+
+
+def check_told(query, queries):
+    """Return the query to tell about, or say that it is not drawn."""
+    if query not in queries:
+        raise IndexError(f"query must be one of those drawn, {queries}, got {query}")
+    return query
 
 
 def check_weights(weights):
@@ -162,23 +175,33 @@ def fitting(name, characters):
     return ""
 
 
-def findings(weights, queries, names, own, what):
-    """Return title and sentence about the heaviest part."""
-    shown = weights[queries]
-    row, part = np.unravel_index(shown.argmax(), shown.shape)
-    past = [1 - (line[o] if o >= 0 else 0) for line, o in zip(shown, own, strict=True)]
-    most = int(np.argmax(past))
+def findings(weights, names, own, what):
+    """Return title and sentence about the heaviest part of the rows to tell about.
+
+    Args:
+        weights: {query: its weights}.
+        names: the names of the parts.
+        own: {query: number of its current part, -1 for none}.
+        what: what a part is.
+    """
+    past = {q: 1 - (w[own[q]] if own[q] >= 0 else 0) for q, w in weights.items()}
+    most = max(past, key=past.get)
     if own[most] < 0 or not past[most]:
+        most = max(weights, key=lambda q: weights[q].max())
+        name = names[weights[most].argmax()]
         return (
-            f"Query {queries[row]} takes {shown[row, part]:.0%} of its result from "
-            + (f"{what} {names[part]}" if names[part].isdigit() else names[part]),
+            f"Query {most} takes {weights[most].max():.0%} of its result from "
+            + (f"{what} {name}" if name.isdigit() else name),
             "every part is weighed by exp(lse), and every bar adds up to 1.",
         )
     source = "past blocks" if what == "key block" else "the other parts"
-    best = int(np.argmax(np.where(np.arange(len(names)) == own[most], 0, shown[most])))
+    bar = [
+        f"{weights[most][part]:.0%} "
+        + ("current" if part == own[most] else f"{what} {names[part]}")
+        for part in np.flatnonzero(weights[most])
+    ]
     return (
-        f"Query {queries[most]} takes {past[most]:.0%} of its result from {source}",
-        f"the bar of query {queries[most]} is {shown[most, best]:.0%} {what} "
-        f"{names[best]} and {shown[most, own[most]]:.0%} current; parts are "
-        f"weighed by exp(lse), and every bar adds up to 1.",
+        f"Query {most} takes {past[most]:.0%} of its result from {source}",
+        f"the bar of query {most} is {listed(bar)}; parts are weighed by exp(lse), "
+        f"and every bar adds up to 1.",
     )

@@ -86,11 +86,11 @@ def share(cells):
     """Say how much of what a query may read it does read."""
     readable = np.isin(cells, (State.PAST, State.SELECTED, State.CURRENT))
     read = np.isin(cells, (State.SELECTED, State.CURRENT))
-    leaks = (cells == State.LEAK).sum()
-    most = read.sum(axis=2).max(initial=0)
+    leaks = cells == State.LEAK
+    most = (read | leaks).sum(axis=2).max(initial=0)
     text = (
         f"A query reads at most {most} of {cells.shape[2]} blocks: "
         f"{read.sum() / max(1, readable.sum()):.0%} of what causal attention "
         f"reads, counted in blocks"
     )
-    return f"{text}, and {leaks} against the rules" if leaks else text
+    return f"{text}, and {leaks.sum()} against the rules" if leaks.any() else text
