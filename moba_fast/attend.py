@@ -86,7 +86,7 @@ def past_lists(routing, blocks, heads, heads_k, n_keys):
         n_keys: tokens of k.
     """
     n_blocks, ratio = len(blocks.start), heads // heads_k
-    rows = routing.query * heads + routing.entry // max(n_blocks, 1)
+    rows = routing.rows(heads)
     pairs, cu_q = None, routing.cu_pairs
     if ratio > 1:
         pairs, cu_q = merged_order(routing, (heads_k, ratio, n_blocks))

@@ -88,6 +88,6 @@ def add_past(
     )
     dq = dq[:, 0] if lists.pairs is None else in_order(dq[:, 0], lists.pairs)
     for pair in pairs_by_slot(routing, q.shape[:2]):
-        grads[0] += pick(dq, pair)
+        grads[0] += pick(dq, pair, q.shape[:2])
     for grad, part in zip(grads[1:], (dk, dv), strict=True):
         grad += part.view(k.shape[1], len(k), -1).transpose(0, 1)

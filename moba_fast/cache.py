@@ -29,8 +29,7 @@ class PagedKVCache:
 
     A cache serves one attention layer and keeps no gradients. Lengths and the page
     table are kept on the host too, so that a step waits for the device only where the
-    gate asks whether scores tie, and where a block completes; offsets that are lists or
-    CPU tensors do not wait.
+    gate asks for ties or a block completes. Offsets on the host save a wait, too.
 
     Attributes:
         block_size: tokens per block and page.

@@ -35,13 +35,14 @@ def combine(out_current, lse_current, out_past, lse_past, routing):
     """
     if len(routing.query) == 0:
         return out_current, lse_current
-    pairs = pairs_by_slot(routing, lse_current.shape)
-    lse_parts = [pick(lse_past, pair, -torch.inf) for pair in pairs]
+    shape = lse_current.shape
+    pairs = pairs_by_slot(routing, shape)
+    lse_parts = [pick(lse_past, pair, shape, -torch.inf) for pair in pairs]
     lse = torch.stack([lse_current, *lse_parts]).logsumexp(0)
     out = out_current * (lse_current - lse).exp()[..., None]
     for pair, lse_part in zip(pairs, lse_parts, strict=True):
         weight = (lse_part - lse).exp()[..., None]
-        out.addcmul_(pick(out_past, pair).to(out.dtype), weight)
+        out.addcmul_(pick(out_past, pair, shape).to(out.dtype), weight)
     return out.to(out_current.dtype), lse
 
 
@@ -53,33 +54,37 @@ def pairs_by_slot(routing, shape):
         shape: (S, H).
 
     Returns:
-        pairs: (slots, S, H) int64, -1 where there is no pair; as many slots as are in
+        pairs: (slots, S * H) int64, -1 where there is no pair; as many slots as are in
         use.
     """
-    n_pairs, device = len(routing.query), routing.query.device
-    n_blocks = (len(routing.cu_pairs) - 1) // shape[1]
-    n_slots = routing.slots
+    n_slots, place = routing.slots, routing.place
     if n_slots is None:
         n_slots = int(routing.slot.max()) + 1
-    pair = torch.arange(n_pairs, device=device)
-    pair = pair.masked_fill(pair >= routing.cu_pairs[-1], -1)
-    pairs = pair.new_full((n_slots, *shape), -1)
-    pairs[routing.slot, routing.query, routing.entry // n_blocks] = pair
-    return pairs
+    if place is None:
+        place = routing.rows(shape[1]) * n_slots + routing.slot
+    pair = torch.arange(len(place), device=place.device)
+    pair = pair.masked_fill_(pair >= routing.cu_pairs[-1], -1)
+    pairs = pair.new_full((shape[0] * shape[1] * n_slots,), -1)
+    pairs[place] = pair
+    return pairs.view(-1, n_slots).T.contiguous()
 
 
-def pick(values, pair, empty=0.0):
+def pick(values, pair, shape, empty=0.0):
     """Return the value of every pair, `empty` where the pair is -1.
 
     Args:
         values: (P, ...).
-        pair: (S, H) int64.
+        pair: (S * H,) int64.
+        shape: (S, H).
         empty: number.
 
     Returns:
         picked: (S, H, ...).
     """
-    picked = values.index_select(0, pair.clamp(min=0).flatten())
-    picked = picked.view(*pair.shape, *values.shape[1:])
-    missing = (pair < 0).view(*pair.shape, *[1] * (values.ndim - 1))
-    return picked.masked_fill_(missing, empty)
+    picked, missing = values.index_select(0, pair.clamp(min=0)), pair < 0
+    if pair.device.type == "cpu":
+        # Few are missing, and the host may ask which.
+        picked[missing] = empty
+    else:
+        picked.masked_fill_(missing.view(-1, *[1] * (values.ndim - 1)), empty)
+    return picked.view(*shape, *values.shape[1:])

@@ -26,7 +26,8 @@ def pool_keys(k, blocks):
     if len(blocks.start) == 0:
         return keys.new_zeros(0, *k.shape[1:])
     lengths = blocks.end - blocks.start
-    return torch.segment_reduce(keys, "mean", lengths=lengths, axis=0)
+    # `unsafe` skips a check of the lengths for which the host would wait.
+    return torch.segment_reduce(keys, "mean", lengths=lengths, axis=0, unsafe=True)
 
 
 def gate_scores(q, k_mean, blocks):
@@ -118,7 +119,7 @@ def past_scores(q, k_mean, first, current, block):
     grouped = q.to(k_mean.dtype).unflatten(1, (k_mean.shape[1], -1))
     scores = torch.einsum("chgd,nhd->chgn", grouped, means).flatten(1, 2)
     past = (block >= first[:, None]) & (block < current[:, None])
-    return scores.masked_fill(~past[:, None], -torch.inf)
+    return scores.masked_fill_(~past[:, None], -torch.inf)
 
 
 def top_blocks(scores, count, q_norm, k_norm):

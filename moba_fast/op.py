@@ -3,6 +3,8 @@
 Inside the operators sizes depend on data; outside, all shapes follow from the inputs.
 """
 
+from functools import wraps
+
 import torch
 from torch import Tensor
 
@@ -17,7 +19,19 @@ from moba_fast.route import route
 from moba_fast.workspace import parts
 
 
+def without_autocast(function):
+    """Keep a surrounding torch.autocast from rounding scores and sums inside."""
+
+    @wraps(function)
+    def run(q, *args):
+        with torch.autocast(q.device.type, enabled=False):
+            return function(q, *args)
+
+    return run
+
+
 @torch.library.custom_op("moba_fast::select", mutates_args=())
+@without_autocast
 def select(
     q: Tensor,
     k: Tensor,
@@ -28,8 +42,7 @@ def select(
 ) -> Tensor:
     """Step 1, assign: choose the blocks of every query, (S, H, topk) int32."""
     blocks = blocks_of(q, k, cu_seqlens, cu_seqlens_k, block_size)
-    with torch.autocast(q.device.type, enabled=False):
-        return select_blocks(q, pool_keys(k, blocks), blocks, topk)
+    return select_blocks(q, pool_keys(k, blocks), blocks, topk)
 
 
 @select.register_fake
@@ -38,6 +51,7 @@ def _(q, k, cu_seqlens, cu_seqlens_k, block_size, topk):
 
 
 @torch.library.custom_op("moba_fast::attend", mutates_args=())
+@without_autocast
 def attend(
     q: Tensor,
     k: Tensor,
@@ -79,6 +93,7 @@ def _(q, k, v, selected, *options):
 
 
 @torch.library.custom_op("moba_fast::attend_backward", mutates_args=())
+@without_autocast
 def attend_backward(
     dout: Tensor,
     q: Tensor,

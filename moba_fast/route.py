@@ -16,12 +16,15 @@ class Routing:
 
     Attributes:
         slots: columns of `selected` that name past blocks; None: those in use.
+        place: (P,) where in `selected`, without its last column and flattened, each
+            pair is named; None: not kept.
     """
 
     query: torch.Tensor
     slot: torch.Tensor
     cu_pairs: torch.Tensor
     slots: int | None = None
+    place: torch.Tensor | None = None
 
     @property
     def entry(self):
@@ -29,6 +32,13 @@ class Routing:
         pair = torch.arange(len(self.query), device=self.query.device)
         entry = torch.searchsorted(self.cu_pairs[1:], pair, right=True)
         return entry.clamp(max=len(self.cu_pairs) - 2)
+
+    def rows(self, heads):
+        """Return the row of every pair among all (query, head), (P,)."""
+        if self.place is not None:
+            return self.place // max(self.slots, 1)
+        n_blocks = (len(self.cu_pairs) - 1) // heads
+        return self.query * heads + self.entry // max(n_blocks, 1)
 
 
 def route(selected, blocks):
@@ -58,4 +68,4 @@ def route(selected, blocks):
     if not capturing(past):
         order = order[: cu_pairs[-1].item()]
     query, slot = order // max(heads * slots, 1), order % max(slots, 1)
-    return Routing(query, slot, cu_pairs, slots)
+    return Routing(query, slot, cu_pairs, slots, order)

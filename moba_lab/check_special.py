@@ -202,7 +202,7 @@ def check_decoding(target, dtype):
     """Prefill a cache in pieces, then decode: one-shot results for the last tokens."""
     module = importlib.import_module("moba_fast.cache")
     known = expected(CASE, dtype)
-    q, k, v, _ = (x.to(target.device) for x in known.tensors)
+    q, k, v, _ = (x.detach().to(target.device) for x in known.tensors)
     tail = 40
     cache = module.PagedKVCache(
         *(CASE.block_size, CASE.HK, CASE.D), dtype=q.dtype, device=target.device

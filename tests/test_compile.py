@@ -156,7 +156,6 @@ def test_autocast_computes_in_its_dtype(device):
         assert torch.equal(grad, other.float())
 
 
-@pytest.mark.xfail(strict=True, reason="inside the operators autocast is still on")
 @ON_DEVICES
 def test_autocast_does_not_reach_the_gate(device):
     case = make_case([600], block_size=32, topk=4, H=4, HK=2, D=64)
