@@ -10,7 +10,7 @@ ENOUGH_QUERIES = 2**14
 # Fewer queries at a time would spend their time on launching work.
 FEWEST_QUERIES = 256
 # Vectors of int64 over the pairs that are alive together: an order, its sort, places.
-INDEX_BYTES = 10 * 8
+INDEX_BYTES = 16 * 8
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def parts(q, k, topk, limit, backward=False):
         >>> import torch
         >>> q = k = torch.zeros(1000, 2, 64)
         >>> [p.queries for p in parts(q, k, 3, limit=2**21)]
-        [[(0, 692), (692, 1000)], [(0, 692), (692, 1000)]]
+        [[(0, 458), (458, 916), (916, 1000)], [(0, 458), (458, 916), (916, 1000)]]
     """
     ratio = q.shape[1] // k.shape[1]
     per_query, per_key = bytes_per_row(q, ratio, topk, backward)
@@ -85,8 +85,11 @@ def bytes_per_row(q, ratio, topk, backward):
     """
     narrow = q.shape[2] * q.element_size()
     wide = q.shape[2] * max(q.element_size(), 4)
-    # Forward: queries and results; backward: dout, q, out, dq and a copy of dq.
-    rows, sums, keys = (5, 2, 4) if backward else (3, 2, 2)
-    per_pair = rows * narrow + INDEX_BYTES
-    per_query = ratio * ((topk - 1) * per_pair + sums * wide + INDEX_BYTES)
-    return per_query, keys * narrow + (2 * wide if backward else 0)
+    # Forward: queries, results, a copy of them, and what is merged in float32.
+    per_pair, per_query, per_key = 4 * narrow, 4 * wide, 2 * narrow
+    if backward:
+        # Also dout, dq, its sum inside the kernel, and dk and dv of every query head.
+        per_pair = 8 * narrow + 2 * wide
+        per_query, per_key = 10 * wide, 4 * narrow + (2 * ratio + 4) * wide
+    per_query += (topk - 1) * (per_pair + INDEX_BYTES) + INDEX_BYTES
+    return ratio * per_query, per_key

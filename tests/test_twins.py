@@ -16,8 +16,8 @@ ONLY_REF = {"moba_attention_definition", "token_mask"}
 ONLY_FAST = {"Backend", "OutOfPagesError", "PagedKVCache", "backends"}
 ONLY_FAST_ARGUMENTS = [
     *("backend", "deterministic", "workspace_bytes", "kernel"),
-    # Sizes that the host knows, so that it need not wait for a GPU.
-    *("longest", "slots"),
+    # What is known already, so that nobody computes it or waits for it again.
+    *("longest", "slots", "place"),
 ]
 STAGES = ["attend", "backward", "blocks", "combine", "gate", "moba", "route"]
 ALLOWED = {
