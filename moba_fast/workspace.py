@@ -90,6 +90,6 @@ def bytes_per_row(q, ratio, topk, backward):
     if backward:
         # Also dout, dq, its sum inside the kernel, and dk and dv of every query head.
         per_pair = 8 * narrow + 2 * wide
-        per_query, per_key = 10 * wide, 4 * narrow + (2 * ratio + 4) * wide
+        per_query, per_key = 10 * wide, (6 + 2 * ratio) * narrow + 2 * wide
     per_query += (topk - 1) * (per_pair + INDEX_BYTES) + INDEX_BYTES
     return ratio * per_query, per_key
