@@ -46,8 +46,8 @@ def moba_attention(
             kernel, too; so does the environment variable MOBA_FAST_KERNEL.
         deterministic: ask for bit-identical gradients on every run. The forward pass
             and backend "torch" always give them.
-        workspace_bytes: memory that temporary tensors may take, 2 GiB by default. A
-            call that needs more goes through heads and queries in turn.
+        workspace_bytes: what temporary tensors may take by estimate, 2 GiB by
+            default. A call that needs more goes through heads and queries in turn.
         return_aux: also return lse and selected.
 
     Returns:

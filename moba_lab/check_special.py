@@ -12,7 +12,7 @@ from moba_lab.check_cases import NAMES, Case, Check, compare, expected, run
 CASE = Case("grouped heads", (600,), 32, 4, H=4, HK=2)
 # More sequences than a launch grid takes, for the current blocks and for the lists.
 MANY = 66_000
-LONG, LIMIT = 2**16, 2**29
+LONG, LIMIT = 2**16, 2**28
 
 
 def special_checks(targets):
