@@ -24,11 +24,12 @@ class PastLists:
     pack: Pack
 
 
-def attend_current(q, k, v, blocks, softmax_scale, kernel=None):
+def attend_current(q, k, v, blocks, softmax_scale, kernel=None, first=0):
     """Attend from every query to the keys of its own block up to its own position.
 
     Same contract as moba_ref.attend_current, with out in q's dtype, and the kernel that
-    attends (see `moba_fast.varlen.attention`).
+    attends (see `moba_fast.varlen.attention`). Where q is a share of the queries,
+    `first` is the one that it begins with.
 
     Example: the first token of a block reads only itself.
         >>> from moba_fast.blocks import partition
@@ -37,8 +38,8 @@ def attend_current(q, k, v, blocks, softmax_scale, kernel=None):
         >>> attend_current(q, k, v, partition([0, 3], block_size=2), 1.0)[0].ravel()
         tensor([1., 2., 5.])
     """
-    pack = current_pack(blocks, len(k))
-    return attention(q, k, v, pack, True, softmax_scale, kernel)
+    keys, pack = current_pack(blocks, first, first + len(q))
+    return attention(q, k[keys], v[keys], pack, True, softmax_scale, kernel)
 
 
 def attend_past(q, k, v, routing, blocks, softmax_scale, kernel=None):
@@ -65,11 +66,34 @@ def attend_past(q, k, v, routing, blocks, softmax_scale, kernel=None):
     return out, lse
 
 
-def current_pack(blocks, n_keys):
-    """Take every block as a sequence of its keys and of the queries in it."""
-    ends = pad(blocks.start, (0, 1), value=n_keys)
-    cu_q = torch.searchsorted(blocks.position, ends)
-    return Pack(cu_q.int(), ends.int(), blocks.longest, blocks.longest)
+def current_pack(blocks, first, last):
+    """Take the blocks in which queries stand as sequences of these queries and keys.
+
+    Args:
+        blocks: Blocks.
+        first: the first query.
+        last: one past the last query.
+
+    Returns:
+        keys: slice, all keys that these queries read in the blocks where they stand.
+        pack: Pack for these queries and keys; the last block ends where the last
+            query stands.
+
+    Example: queries 5 to 7 of 10 tokens stand in blocks 1 and 2 of 3 tokens.
+        >>> from moba_fast.blocks import partition
+        >>> keys, pack = current_pack(partition([0, 10], block_size=3), 5, 8)
+        >>> keys, pack.cu_q.tolist(), pack.cu_k.tolist()
+        (slice(3, 8, None), [0, 1, 3], [0, 3, 5])
+    """
+    if first == last:
+        none = blocks.start.new_zeros(1, dtype=torch.int32)
+        return slice(0, 0), Pack(none, none, 0, 0)
+    (block, low, _), (last_block, _, position) = map(blocks.locate, (first, last - 1))
+    starts = blocks.start[block : last_block + 1]
+    ends = pad(starts, (0, 1), value=position + 1)
+    cu_q = torch.searchsorted(blocks.position[first:last], ends)
+    pack = Pack(cu_q.int(), (ends - low).int(), blocks.longest, blocks.longest)
+    return slice(low, position + 1), pack
 
 
 def past_lists(routing, blocks, heads, heads_k, n_keys):

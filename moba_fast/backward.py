@@ -1,5 +1,7 @@
 """Differentiate the attention over the chosen blocks."""
 
+import torch
+
 from moba_fast.attend import (
     current_pack,
     gather_rows,
@@ -42,20 +44,38 @@ def moba_attention_backward(
         (0.0, 0.0, 3.0)
     """
     merged, options = (dout, q, k, v, out, lse), (softmax_scale, deterministic, kernel)
-    grads = [x.to(gate_dtype(q)) for x in backward_current(*merged, blocks, *options)]
-    routing = route(selected, blocks)
-    add_past(grads, *merged, routing, blocks, *options)
+    grads = [torch.zeros_like(x, dtype=gate_dtype(q)) for x in (q, k, v)]
+    add_current(grads, *merged, blocks, *options)
+    add_past(grads, *merged, route(selected, blocks), blocks, *options)
     return tuple(grad.to(q.dtype) for grad in grads)
 
 
-def backward_current(
-    dout, q, k, v, out, lse, blocks, softmax_scale, deterministic, kernel
+def add_current(
+    grads,
+    dout,
+    q,
+    k,
+    v,
+    out,
+    lse,
+    blocks,
+    softmax_scale,
+    deterministic,
+    kernel,
+    first=0,
 ):
-    """Differentiate the causal part inside every block."""
-    return attention_backward(
-        *(dout, q, k, v, out, lse, current_pack(blocks, len(k)), True, softmax_scale),
+    """Add the causal part inside every block to [dq, dk, dv], in place.
+
+    Where q is a share of the queries, `first` is the one that it begins with.
+    """
+    keys, pack = current_pack(blocks, first, first + len(q))
+    parts = attention_backward(
+        *(dout, q, k[keys], v[keys], out, lse, pack, True, softmax_scale),
         *(deterministic, kernel),
     )
+    dq, dk, dv = grads
+    for grad, part in zip((dq, dk[keys], dv[keys]), parts, strict=True):
+        grad += part
 
 
 def add_past(
@@ -88,6 +108,6 @@ def add_past(
     )
     dq = dq[:, 0] if lists.pairs is None else in_order(dq[:, 0], lists.pairs)
     for pair in pairs_by_slot(routing, q.shape[:2]):
-        grads[0] += pick(dq, pair, q.shape[:2])
+        grads[0].add_(pick(dq, pair, q.shape[:2]))
     for grad, part in zip(grads[1:], (dk, dv), strict=True):
         grad += part.view(k.shape[1], len(k), -1).transpose(0, 1)

@@ -12,11 +12,12 @@ from moba_fast.device import expand_runs, upload
 class Blocks:
     """Hold where every block begins and ends and where every query stands.
 
-    Same contract as moba_ref.Blocks, as int64 tensors on one device, with one number
-    that is known on the host.
+    Same contract as moba_ref.Blocks, as int64 tensors on one device, with what the host
+    knows of them.
 
     Attributes:
         longest: tokens of the longest block, 0 where there is no block.
+        offsets: cu_k and cu_q, each (B+1,) int64 on the CPU.
     """
 
     block_size: int
@@ -29,11 +30,33 @@ class Blocks:
     of_query: torch.Tensor
     first_of_query: torch.Tensor
     longest: int
+    offsets: tuple
 
     def of_queries(self, first, last):
         """Return the same blocks, for the queries first to last - 1 only."""
         names = ("position", "of_query", "first_of_query")
         return replace(self, **{n: getattr(self, n)[first:last] for n in names})
+
+    def locate(self, query):
+        """Say where a query stands, without waiting for the device.
+
+        Returns:
+            block: its current block.
+            start: first key of that block.
+            position: its own key.
+
+        Example: query 2 of a pack is the last of the second sequence's 4 keys.
+            >>> partition([0, 5, 9], block_size=3, cu_seqlens_q=[0, 2, 3]).locate(2)
+            (3, 8, 8)
+        """
+        cu_k, cu_q = self.offsets
+        sequence = int(torch.searchsorted(cu_q, query, right=True)) - 1
+        begin, end = cu_k[sequence : sequence + 2].tolist()
+        local = query + end - begin - int(cu_q[sequence + 1])
+        before = (cu_k[: sequence + 1].diff() + self.block_size - 1) // self.block_size
+        block = local // self.block_size
+        start = begin + block * self.block_size
+        return int(before.sum()) + block, start, begin + local
 
 
 def partition(cu_seqlens, block_size, cu_seqlens_q=None):
@@ -72,7 +95,7 @@ def lay_out(cu_k, cu_q, block_size, device):
     lengths = cu_k.diff()
     per_sequence = (lengths + block_size - 1) // block_size
     cu_blocks = pad(per_sequence.cumsum(0), (1, 0))
-    longest = min(block_size, int(lengths.max()))
+    longest, offsets = min(block_size, int(lengths.max())), (cu_k, cu_q)
     n_blocks, n_keys, n_queries = (int(x[-1]) for x in (cu_blocks, cu_k, cu_q))
     cu_k, cu_q, cu_blocks = (upload(x, device) for x in (cu_k, cu_q, cu_blocks))
 
@@ -95,4 +118,5 @@ def lay_out(cu_k, cu_q, block_size, device):
         of_query=of_token[position],
         first_of_query=cu_blocks[sequence_of_query],
         longest=longest,
+        offsets=offsets,
     )

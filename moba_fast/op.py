@@ -10,7 +10,7 @@ from torch import Tensor
 
 from moba_fast.attend import attend_current, attend_past
 from moba_fast.backends import kernel_of
-from moba_fast.backward import add_past, backward_current
+from moba_fast.backward import add_current, add_past
 from moba_fast.blocks import lay_out
 from moba_fast.checks import check_offsets, check_queries_fit, check_selected
 from moba_fast.combine import combine
@@ -72,17 +72,15 @@ def attend(
         check_selected(selected, blocks)
     kernel = kernel_of(backend, q)
     out, lse = q.new_empty(q.shape), q.new_empty(q.shape[:2], dtype=gate_dtype(q))
-    for part in parts(q, k, selected.shape[2], workspace_bytes):
+    for part in parts(q, k, block_size, selected.shape[2], workspace_bytes):
         keys, values = (heads_first(x[:, part.heads_k]) for x in (k, v))
-        some_q, chosen = q[:, part.heads], selected[:, part.heads]
-        current = attend_current(some_q, keys, values, blocks, softmax_scale, kernel)
         for a, b in part.queries:
+            tensors = q[a:b, part.heads], keys, values
+            current = attend_current(*tensors, blocks, softmax_scale, kernel, a)
             these = blocks.of_queries(a, b)
-            routing = route(chosen[a:b], these)
-            past = attend_past(
-                *(some_q[a:b], keys, values, routing, these, softmax_scale, kernel)
-            )
-            merged = combine(current[0][a:b], current[1][a:b], *past, routing)
+            routing = route(selected[a:b, part.heads], these)
+            past = attend_past(*tensors, routing, these, softmax_scale, kernel)
+            merged = combine(*current, *past, routing)
             out[a:b, part.heads], lse[a:b, part.heads] = merged
     return out, lse
 
@@ -114,24 +112,21 @@ def attend_backward(
     blocks = blocks_of(q, k, cu_seqlens, cu_seqlens_k, block_size)
     options = softmax_scale, deterministic, kernel_of(backend, q)
     results = [torch.empty_like(x) for x in (q, k, v)]
-    for part in parts(q, k, selected.shape[2], workspace_bytes, backward=True):
+    sizes = block_size, selected.shape[2], workspace_bytes
+    for part in parts(q, k, *sizes, True, deterministic):
         keys, values = (heads_first(x[:, part.heads_k]) for x in (k, v))
-        rows = [x[:, part.heads] for x in (dout, q, out, lse)]
-        grads = backward_current(
-            *(rows[0], rows[1], keys, values, *rows[2:], blocks, *options)
-        )
-        grads = [x.to(gate_dtype(q)) for x in grads]
+        dk, dv = (torch.zeros_like(x, dtype=gate_dtype(q)) for x in (keys, values))
         for a, b in part.queries:
-            these = blocks.of_queries(a, b)
-            routing = route(selected[a:b, part.heads], these)
-            some = [x[a:b] for x in rows]
-            add_past(
-                [grads[0][a:b], *grads[1:]],
-                *(some[0], some[1], keys, values, *some[2:], routing, these, *options),
+            some_dout, some_q, some_out, some_lse, chosen = (
+                x[a:b, part.heads] for x in (dout, q, out, lse, selected)
             )
-        slices = part.heads, part.heads_k, part.heads_k
-        for result, heads, grad in zip(results, slices, grads, strict=True):
-            result[:, heads] = grad
+            tensors = some_dout, some_q, keys, values, some_out, some_lse
+            grads = torch.zeros_like(some_q, dtype=dk.dtype), dk, dv
+            add_current(grads, *tensors, blocks, *options, a)
+            these = blocks.of_queries(a, b)
+            add_past(grads, *tensors, route(chosen, these), these, *options)
+            results[0][a:b, part.heads] = grads[0]
+        results[1][:, part.heads_k], results[2][:, part.heads_k] = dk, dv
     return tuple(results)
 
 
@@ -166,5 +161,10 @@ def blocks_of(q, k, cu_seqlens, cu_seqlens_k, block_size):
 
 
 def heads_first(x):
-    """Copy x (S, H, D) so that the rows of one head lie in a row; same shape."""
+    """Copy x (S, H, D) so that the rows of one head lie in a row; same shape.
+
+    On a GPU one head alone stays where it is: its kernels read rows at any distance.
+    """
+    if x.shape[1] == 1 and x.device.type == "cuda":
+        return x
     return x.transpose(0, 1).contiguous().transpose(0, 1)

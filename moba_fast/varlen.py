@@ -122,5 +122,6 @@ def split(pack, kernel, q, k):
 
 def fit_head(x):
     """Give the rows adjacent elements and a multiple of 8 of them, as kernels want."""
-    x = pad(x, (0, -x.shape[-1] % 8))
+    if x.shape[-1] % 8:
+        x = pad(x, (0, -x.shape[-1] % 8))
     return x if x.stride(-1) == 1 else x.contiguous()

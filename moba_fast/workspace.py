@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from itertools import pairwise
 
+import torch
+
 DEFAULT = 2 * 2**30
 # On a CPU smaller parts are faster: their memory is used again instead of mapped anew.
 BEST_ON_CPU = 2**27
@@ -28,15 +30,17 @@ class Part:
     queries: list
 
 
-def parts(q, k, topk, limit, backward=False):
+def parts(q, k, block_size, topk, limit, backward=False, deterministic=False):
     """Divide a call by key/value heads, and by queries where one head is too much.
 
     Args:
         q: (S, H, D).
         k: (SK, HK, D).
+        block_size: tokens per block.
         topk: blocks per query.
         limit: bytes that temporary tensors may take.
         backward: whether the call is the backward pass.
+        deterministic: whether its sums must have a fixed order.
 
     Returns:
         list of Part.
@@ -47,11 +51,14 @@ def parts(q, k, topk, limit, backward=False):
     Example:
         >>> import torch
         >>> q = k = torch.zeros(1000, 2, 64)
-        >>> [p.queries for p in parts(q, k, 3, limit=2**21)]
-        [[(0, 458), (458, 916), (916, 1000)], [(0, 458), (458, 916), (916, 1000)]]
+        >>> [p.queries for p in parts(q, k, 100, 3, limit=2**21)]
+        [[(0, 495), (495, 990), (990, 1000)], [(0, 495), (495, 990), (990, 1000)]]
     """
     ratio = q.shape[1] // k.shape[1]
     per_query, per_key = bytes_per_row(q, ratio, topk, backward)
+    if backward and q.device.type == "cuda":
+        extra_query, extra_key = bytes_for_sums(q, k, block_size, topk, deterministic)
+        per_query, per_key = per_query + ratio * extra_query, per_key + extra_key
     fixed, per_head = per_key * len(k), max(per_key * len(k) + per_query * len(q), 1)
     group, rows = min(k.shape[1], limit // per_head), len(q)
     if q.device.type == "cpu":
@@ -77,6 +84,24 @@ def parts(q, k, topk, limit, backward=False):
     ]
 
 
+def bytes_for_sums(q, k, block_size, topk, deterministic):
+    """Estimate what FlashAttention-2 adds to its float32 sums of dq.
+
+    It pads every sequence by 128 rows. To be deterministic, it keeps as many copies as
+    bring its grid of one program per sequence to all multiprocessors.
+
+    Returns:
+        per_query, per_key: bytes for one query head, and for one key/value head.
+    """
+    row, n_blocks = 4 * q.shape[2], -(-len(k) // block_size)
+    copies = 1
+    if deterministic:
+        properties = torch.cuda.get_device_properties(q.device)
+        copies = -(-properties.multi_processor_count // max(n_blocks, 1))
+    per_query = (copies - 1) * (topk - 1) * row
+    return per_query, copies * -(-128 * row // block_size)
+
+
 def bytes_per_row(q, ratio, topk, backward):
     """Estimate what a query and a key of one key/value head take for a while.
 
@@ -85,11 +110,12 @@ def bytes_per_row(q, ratio, topk, backward):
     """
     narrow = q.shape[2] * q.element_size()
     wide = q.shape[2] * max(q.element_size(), 4)
-    # Forward: queries, results, a copy of them, and what is merged in float32.
-    per_pair, per_query, per_key = 4 * narrow, 4 * wide, 2 * narrow
+    # Forward: gathered queries, results, these in order, and what is merged in float32.
+    per_pair, per_query, per_key = 3 * narrow, 2 * narrow + 3 * wide, 2 * narrow
     if backward:
-        # Also dout, dq, its sum inside the kernel, and dk and dv of every query head.
-        per_pair = 8 * narrow + 2 * wide
-        per_query, per_key = 10 * wide, (6 + 2 * ratio) * narrow + 2 * wide
+        # Gathered dout and out, too; the kernel's float32 sum of dq; what it writes for
+        # dk and dv of every query head; and the sums of all parts in float32.
+        per_pair += 2 * narrow + wide
+        per_query, per_key = 6 * narrow + 2 * wide, 4 * narrow + 2 * wide
     per_query += (topk - 1) * (per_pair + INDEX_BYTES) + INDEX_BYTES
     return ratio * per_query, per_key

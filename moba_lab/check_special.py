@@ -55,9 +55,9 @@ def check_repeated_runs(target, dtype):
 def check_small_workspace(target, dtype):
     """Run in the smallest workspace there is: many parts, the same results."""
     q, k, _, _ = expected(CASE, dtype).tensors
-    limit = smallest_workspace(q, k, CASE.topk)
+    limit = smallest_workspace(q, k)
     results, _ = run(target, CASE, dtype, workspace_bytes=limit)
-    count = sum(len(p.queries) for p in parts(q, k, CASE.topk, limit))
+    count = sum(len(p.queries) for p in parts(q, k, CASE.block_size, CASE.topk, limit))
     what = f"workspace of {limit / 2**20:.2f} MiB"
     if count < 2:
         message = "the call was not divided"
@@ -65,14 +65,14 @@ def check_small_workspace(target, dtype):
     return [compare(what, target, dtype, CASE, results)]
 
 
-def smallest_workspace(q, k, topk):
+def smallest_workspace(q, k):
     """Find the smallest workspace in which both directions run, to 10 %."""
     limit = 2**31
     while True:
         try:
             smaller = int(0.9 * limit)
             for backward in (False, True):
-                parts(q, k, topk, smaller, backward)
+                parts(q, k, CASE.block_size, CASE.topk, smaller, backward)
         except ValueError:
             return limit
         limit = smaller

@@ -507,12 +507,12 @@ def test_parts_of_huge_calls_fit_int32_offsets(S, H, HK, D, topk, backward, limi
     q = torch.empty(S, H, D, dtype=torch.bfloat16, device="meta")
     k = torch.empty(S, HK, D, dtype=torch.bfloat16, device="meta")
     try:
-        parts = workspace.parts(q, k, topk, limit, backward)
+        parts = workspace.parts(q, k, 512, topk, limit, backward)
     except ValueError as error:
         need = int(re.search(r"needs (\d+) bytes", str(error)).group(1))
         assert need > limit
         limit = 2 * need
-        parts = workspace.parts(q, k, topk, limit, backward)
+        parts = workspace.parts(q, k, 512, topk, limit, backward)
     ratio, done = H // HK, []
     per_query, per_key = workspace.bytes_per_row(q, ratio, topk, backward)
     for part in parts:

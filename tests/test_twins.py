@@ -17,7 +17,7 @@ ONLY_FAST = {"Backend", "OutOfPagesError", "PagedKVCache", "backends"}
 ONLY_FAST_ARGUMENTS = [
     *("backend", "deterministic", "workspace_bytes", "kernel"),
     # What is known already, so that nobody computes it or waits for it again.
-    *("longest", "slots", "place"),
+    *("longest", "offsets", "first", "slots", "place"),
 ]
 STAGES = ["attend", "backward", "blocks", "combine", "gate", "moba", "route"]
 ALLOWED = {
