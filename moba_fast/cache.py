@@ -234,7 +234,7 @@ class PagedKVCache:
         return k, v, upload(offsets(self.lengths), k.device)
 
     def crop(self, lengths):
-        """Forget the tokens behind new lengths, as after rejected guesses.
+        """Forget the tokens beyond new lengths, as after rejected guesses.
 
         Pages without a token are free again. The mean of a block that is no longer
         complete is not read, and is written anew when the block completes again.
@@ -280,7 +280,7 @@ class PagedKVCache:
         self.lengths, self.table = self.lengths[index], self.table.select(index)
 
     def add_sequences(self, n=1):
-        """Add n empty sequences behind the others."""
+        """Add n empty sequences after the others."""
         n = check_integer(n, "n")
         self.table = PageTable(pad(self.table.host, (0, 0, 0, n), value=-1), self.pool)
         self.lengths = pad(self.lengths, (0, n))

@@ -144,7 +144,7 @@ WRONG_HAND_OVERS = [
     (
         {"page_table": [[4, 0, 2], [1, 3, 0]]},
         ValueError,
-        r"named once .*\[0\] behind the lengths",
+        r"named once .*\[0\] after the lengths",
     ),
 ]
 
