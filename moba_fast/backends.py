@@ -1,4 +1,4 @@
-"""Say which backends run here, and for the others why not."""
+"""Say what every backend takes, which of them run here, and for the others why not."""
 
 from dataclasses import dataclass
 from functools import cache
@@ -7,21 +7,91 @@ from importlib.util import find_spec
 import torch
 
 from moba_fast import _flash
+from moba_fast.checks import DTYPES
+
+
+@dataclass(frozen=True)
+class Support:
+    """Describe what a backend takes on one kind of device, on any machine.
+
+    Attributes:
+        device: type of the tensors' device, as PyTorch names it.
+        needs: what must be there.
+        dtypes: tuple of the dtypes of q, k and v.
+        largest_head: largest D; None: any.
+        backward: whether q, k and v get gradients.
+        deterministic: when gradients have the same bits on every run.
+        decoding: which queries of a `PagedKVCache` it attends from.
+        attends: what computes the attention.
+    """
+
+    device: str
+    needs: str
+    dtypes: tuple
+    largest_head: int | None
+    backward: bool
+    deterministic: str
+    decoding: str
+    attends: str
+
+
+# What each backend takes, fastest first; nothing for one that is not written yet.
+SUPPORT = {
+    "triton": (),
+    "flash": (
+        Support(
+            device="cuda",
+            needs="NVIDIA GPU, Ampere or newer",
+            dtypes=(torch.bfloat16, torch.float16),
+            largest_head=_flash.LARGEST_HEAD,
+            backward=True,
+            deterministic="with `deterministic=True`",
+            decoding="chunks",
+            attends="the FlashAttention in PyTorch, or flash-attn 2.6 to 2.8 or 4 "
+            "where installed",
+        ),
+    ),
+    "torch": (
+        Support(
+            device="cpu",
+            needs="CPU",
+            dtypes=DTYPES,
+            largest_head=None,
+            backward=True,
+            deterministic="always",
+            decoding="chunks and single tokens",
+            attends="PyTorch's flash operator for CPUs",
+        ),
+        Support(
+            device="cuda",
+            needs="any NVIDIA GPU",
+            dtypes=DTYPES,
+            largest_head=None,
+            backward=True,
+            deterministic="always",
+            decoding="chunks and single tokens",
+            attends="plain matrix products: correct, not fast",
+        ),
+    ),
+}
 
 
 @dataclass(frozen=True)
 class Backend:
-    """Describe one backend on this machine.
+    """Describe one backend: whether it runs on this machine, and what it takes.
 
     Attributes:
         name: value of the argument `backend`.
         available: whether it runs here.
         reason: what it runs on, or why it does not run.
+        support: tuple of Support, one for each kind of device, on any machine; empty
+            where this version does not have the backend.
     """
 
     name: str
     available: bool
     reason: str
+    support: tuple
 
 
 def backends():
@@ -33,6 +103,8 @@ def backends():
     Example:
         >>> backends()["torch"].available
         True
+        >>> backends()["flash"].support[0].dtypes
+        (torch.bfloat16, torch.float16)
     """
     return {backend.name: backend for backend in look_around()}
 
@@ -48,11 +120,12 @@ def look_around():
         flash = f"{kernel} on {here}: {reason}" if kernel else reason
     except ValueError as error:
         kernel, flash = None, str(error)
-    return (
-        Backend("triton", False, f"not in this version of moba_fast{compiler}{cuda}"),
-        Backend("flash", kernel is not None, flash),
-        Backend("torch", True, f"PyTorch {torch.__version__} on {here}"),
-    )
+    found = {
+        "triton": (False, f"not in this version of moba_fast{compiler}{cuda}"),
+        "flash": (kernel is not None, flash),
+        "torch": (True, f"PyTorch {torch.__version__} on {here}"),
+    }
+    return tuple(Backend(name, *found[name], SUPPORT[name]) for name in SUPPORT)
 
 
 def kernel_of(backend, q):
@@ -69,7 +142,7 @@ def kernel_of(backend, q):
     known = backends()
     name, _, kernel = backend.partition(":")
     if name == "auto":
-        fits = known["flash"].available and not why_not_flash(q)
+        fits = known["flash"].available and not why_not("flash", q)
         return _flash.choose()[0] if fits else _flash.default_kernel(q)
     if name not in known or (kernel and name != "flash"):
         names = ", ".join(map(repr, ["auto", *known, "flash:aten"]))
@@ -82,19 +155,38 @@ def kernel_of(backend, q):
             f"backend {name!r} does not run here: {known[name].reason}; "
             f"backend='auto' takes one that does"
         )
-    if why_not_flash(q):
+    if reason := why_not(name, q):
         raise ValueError(
-            f"backend 'flash' {why_not_flash(q)}; backend='auto' takes one that fits"
+            f"backend {name!r} {reason}; backend='auto' takes one that fits"
         )
     return forced or _flash.choose()[0]
 
 
-def why_not_flash(q):
-    """Say why backend "flash" does not take q, or "" if it does."""
-    if q.device.type != "cuda":
-        return f"needs tensors on a CUDA device, got {q.device}"
-    if q.dtype not in (torch.bfloat16, torch.float16):
-        return f"needs bfloat16 or float16, got {q.dtype}"
-    if q.shape[2] > _flash.LARGEST_HEAD:
-        return f"needs D of at most {_flash.LARGEST_HEAD}, got {q.shape[2]}"
+def why_not(name, q):
+    """Say why a backend does not take q, or "" if it does.
+
+    Example:
+        >>> why_not("flash", torch.zeros(1, 1, 8))
+        'needs tensors on a CUDA device, got cpu'
+    """
+    found = {support.device: support for support in SUPPORT[name]}
+    support = found.get(q.device.type)
+    if support is None:
+        devices = " or ".join(found).upper()
+        return f"needs tensors on a {devices} device, got {q.device}"
+    if q.dtype not in support.dtypes:
+        dtypes = " or ".join(dtype_names(support))
+        return f"needs {dtypes}, got {q.dtype}"
+    if support.largest_head and q.shape[2] > support.largest_head:
+        return f"needs D of at most {support.largest_head}, got {q.shape[2]}"
     return ""
+
+
+def dtype_names(support):
+    """List the names of the dtypes that a Support takes.
+
+    Example:
+        >>> dtype_names(SUPPORT["flash"][0])
+        ['bfloat16', 'float16']
+    """
+    return [str(dtype).removeprefix("torch.") for dtype in support.dtypes]

@@ -79,9 +79,9 @@ class PagedKVCache:
             TypeError: if a number is no int, or the dtype is not one of these.
             ValueError: if a number is less than 1.
         """
-        sizes = (pages, block_size, kv_heads, head_dim, dtype)
-        check_sizes(sequences, *sizes)
-        self.pool = PagePool.allocate(*sizes, device)
+        given = (sequences, pages, block_size, kv_heads, head_dim, dtype)
+        sequences, *sizes = check_sizes(*given)
+        self.pool = PagePool.allocate(*sizes, dtype, device)
         self.lengths = torch.zeros(sequences, dtype=torch.int64)
         self.table = PageTable(torch.full((sequences, 1), -1), self.pool)
 
@@ -202,7 +202,7 @@ class PagedKVCache:
             ValueError: if shapes, devices, offsets, topk or selected do not fit, a
                 sequence has more queries than tokens, or a gradient would be lost.
         """
-        count = check_attend(self, q, topk, cu_seqlens, selected)
+        count, topk = check_attend(self, q, topk, cu_seqlens, selected)
         scale = q.shape[2] ** -0.5 if softmax_scale is None else softmax_scale
         result = attend_last(self, q, count, topk, scale, selected)
         return result if return_aux else result[0]
@@ -234,7 +234,7 @@ class PagedKVCache:
         return k, v, upload(offsets(self.lengths), k.device)
 
     def crop(self, lengths):
-        """Forget the tokens behind new lengths, as after rejected guesses.
+        """Forget the tokens beyond new lengths, as after rejected guesses.
 
         Pages without a token are free again. The mean of a block that is no longer
         complete is not read, and is written anew when the block completes again.
@@ -246,8 +246,8 @@ class PagedKVCache:
             TypeError: if they are not integers.
             ValueError: if they are no number per sequence from 0 to its length.
         """
-        if isinstance(lengths, int) and not isinstance(lengths, bool):
-            lengths = [lengths] * len(self.lengths)
+        lengths = torch.as_tensor(lengths)
+        lengths = lengths if lengths.ndim else lengths.expand(len(self.lengths))
         self.lengths = check_numbers(
             lengths, "lengths", self.lengths, "lengths up to the sequence's own"
         )
@@ -280,8 +280,8 @@ class PagedKVCache:
         self.lengths, self.table = self.lengths[index], self.table.select(index)
 
     def add_sequences(self, n=1):
-        """Add n empty sequences behind the others."""
-        check_integer(n, "n")
+        """Add n empty sequences after the others."""
+        n = check_integer(n, "n")
         self.table = PageTable(pad(self.table.host, (0, 0, 0, n), value=-1), self.pool)
         self.lengths = pad(self.lengths, (0, n))
 

@@ -14,22 +14,26 @@ from moba_fast.last_tokens import blocks_of
 
 
 def check_sizes(sequences, pages, block_size, kv_heads, head_dim, dtype):
-    """Raise unless a cache can have these sizes; pages may be None.
+    """Return the sizes of a cache as ints, or say what is wrong; pages may be None.
+
+    Returns:
+        sequences, pages, block_size, kv_heads, head_dim.
 
     Raises:
         TypeError: if a size is no int, or the dtype is not supported.
         ValueError: if a size is less than 1.
     """
-    sizes = {"block_size": block_size, "kv_heads": kv_heads, "head_dim": head_dim}
-    sizes["sequences"] = sequences
-    if pages is not None:
-        sizes["pages"] = pages
-    for name, value in sizes.items():
-        check_integer(value, name)
     if dtype not in DTYPES:
         raise TypeError(
             f"dtype must be float64, float32, bfloat16 or float16, got {dtype}"
         )
+    return (
+        check_integer(sequences, "sequences"),
+        None if pages is None else check_integer(pages, "pages"),
+        check_integer(block_size, "block_size"),
+        check_integer(kv_heads, "kv_heads"),
+        check_integer(head_dim, "head_dim"),
+    )
 
 
 def check_append(cache, k, v, cu_seqlens):
@@ -45,7 +49,7 @@ def check_append(cache, k, v, cu_seqlens):
 
 
 def check_attend(cache, q, topk, cu_seqlens, selected):
-    """Return how many queries every sequence has, or say what is wrong.
+    """Return how many queries every sequence has and topk, or say what is wrong.
 
     Raises what `PagedKVCache.attend` names.
     """
@@ -58,13 +62,13 @@ def check_attend(cache, q, topk, cu_seqlens, selected):
         )
     count = check_queries(cache, cu_seqlens, len(q))
     if topk is not None:
-        check_integer(topk, "topk")
+        topk = check_integer(topk, "topk")
     elif selected is not None:
         raise ValueError("topk=None reads every block: give topk or no selected")
     if selected is not None:
         check_selected_shape(selected, q, topk)
         check_selected(selected, blocks_of(cache, count))
-    return count
+    return count, topk
 
 
 def check_tokens(x, name, shape, like):

@@ -1,5 +1,6 @@
 """Check the arguments of the public call, once."""
 
+import operator
 from itertools import pairwise
 
 import torch
@@ -26,8 +27,8 @@ def check_tensors(q, k, v):
     dtypes = {name: str(x.dtype).removeprefix("torch.") for name, x in named.items()}
     if len(set(dtypes.values())) > 1 or q.dtype not in DTYPES:
         raise TypeError(
-            f"q, k and v must all be float64, float32, bfloat16 or float16, got "
-            f"{dtypes}; cast them to one of these"
+            f"q, k and v must share one dtype, float64, float32, bfloat16 or float16; "
+            f"got {dtypes}; cast them to one of these"
         )
     if len({x.device for x in named.values()}) > 1:
         devices = {name: str(x.device) for name, x in named.items()}
@@ -50,24 +51,35 @@ def check_shapes(q, k, v):
 
 
 def check_integer(value, name):
-    """Raise unless value is an integer of at least 1.
+    """Return value, which may be any kind of integer, as an int of at least 1.
 
     Raises:
-        TypeError: if it is no int.
+        TypeError: if it is no integer; True and False are none.
         ValueError: if it is less than 1.
+
+    Example:
+        >>> check_integer(torch.tensor(2), "topk")
+        2
     """
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"{name} must be an int, got {value!r}")
-    if value < 1:
+    try:
+        # Both would pass as the integers 0 and 1.
+        if isinstance(value, bool) or getattr(value, "dtype", None) == torch.bool:
+            raise TypeError
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be an int, got {value!r}") from None
+    if number < 1:
         hint = "; topk=1 reads the current block only" if name == "topk" else ""
-        raise ValueError(f"{name} must be at least 1, got {value}{hint}")
+        raise ValueError(f"{name} must be at least 1, got {number}{hint}")
+    return number
 
 
 def as_offsets(cu_seqlens, name):
-    """Return offsets as an int32 tensor, or say why they cannot be offsets.
+    """Return offsets as a tensor, or say why they cannot be offsets.
 
     Args:
-        cu_seqlens: (B+1,) integers, tensor or list; None stays None.
+        cu_seqlens: (B+1,) integers, tensor or list; None stays None. Integers keep
+            their width, so that one that is too large is seen with its values.
         name: what to call it in an error.
 
     Raises:
@@ -82,14 +94,15 @@ def as_offsets(cu_seqlens, name):
         raise TypeError(
             f"{name} must be a tensor or list of integers, got {cu_seqlens!r}"
         ) from error
-    if offsets.is_floating_point() or offsets.is_complex():
-        raise TypeError(f"{name} must hold integers, got {offsets.dtype}")
+    kind = offsets.dtype
+    if kind.is_floating_point or kind.is_complex or kind == torch.bool:
+        raise TypeError(f"{name} must hold integers, got {kind}")
     if offsets.ndim != 1 or len(offsets) < 2:
         raise ValueError(
             f"{name} must be one-dimensional with B + 1 >= 2 offsets, such as "
             f"[0, 13, 32] for sequences of 13 and 19; got shape {tuple(offsets.shape)}"
         )
-    return offsets.to(torch.int32)
+    return offsets
 
 
 def check_offsets(offsets, name, total):
@@ -120,6 +133,30 @@ def check_offsets(offsets, name, total):
                 f"sequence {b}"
             )
     return offsets
+
+
+def check_key_offsets(cu_seqlens_k, cu_q, total):
+    """Return the offsets of the keys as int64 on the CPU, or say what is wrong.
+
+    Args:
+        cu_seqlens_k: (B+1,) integers; None: those of the queries.
+        cu_q: (B+1,) int64 on the CPU, offsets of the queries.
+        total: tokens of k.
+
+    Raises:
+        ValueError: if they do not start at 0, decrease, or do not end at total.
+    """
+    if cu_seqlens_k is not None:
+        return check_offsets(cu_seqlens_k, "cu_seqlens_k", total)
+    if cu_q[-1] != total:
+        more = "give cu_seqlens_k where sequences have more keys than queries"
+        axes = "the axes must be (tokens, heads, head dimension)"
+        raise ValueError(
+            f"cu_seqlens_k is None, so keys have the offsets of the queries, which end "
+            f"at {cu_q[-1]}, but k has {total} tokens; "
+            f"{more if cu_q[-1] < total else axes}"
+        )
+    return cu_q
 
 
 def check_queries_fit(cu_q, cu_k):
@@ -159,13 +196,14 @@ def check_selected(selected, blocks):
     """Raise unless selected could have come from `select_blocks`.
 
     Raises:
-        ValueError: if a last column is not the current block, or if another column is
-            neither a past block of the same sequence nor -1, or names a block twice.
+        ValueError: if a last column is not the current block, or if the others are not
+            past blocks of the same sequence, ascending, and then -1.
     """
     past, current = selected[..., :-1], blocks.of_query[:, None]
     first = blocks.first_of_query[:, None, None]
     wrong = (past != -1) & ((past < first) | (past >= current[..., None]))
-    wrong[..., 1:] |= (past[..., 1:] != -1) & (past[..., 1:] <= past[..., :-1])
+    before, after = past[..., :-1], past[..., 1:]
+    wrong[..., 1:] |= (after != -1) & ((after <= before) | (before == -1))
     wrong_rows = wrong.any(-1) | (selected[..., -1] != current)
     if wrong_rows.any():
         i, h = wrong_rows.nonzero()[0].tolist()

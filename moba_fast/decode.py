@@ -102,16 +102,16 @@ def attend_chosen_of_rows(q, pool, pages, position, past, softmax_scale):
         return pool_tensor[current].to(wide.dtype), past_part
 
     offset = torch.arange(block_size, device=q.device)
-    behind = (offset > position[:, None] % block_size)[:, None]
+    later = (offset > position[:, None] % block_size)[:, None]
     missing = (past < 0).repeat_interleave(block_size, dim=2)
     k_current, k_past = read(pool.k)
     on_past = torch.einsum("rhd,rhtd->rht", wide, k_past)
     scores = torch.cat([score(wide, k_current), on_past], dim=-1) * softmax_scale
-    unread = torch.cat([behind.expand(-1, q.shape[1], -1), missing], dim=-1)
+    unread = torch.cat([later.expand(-1, q.shape[1], -1), missing], dim=-1)
     weights, lse = softmax(scores.masked_fill(unread, -torch.inf))
     v_current, v_past = read(pool.v)
-    # What stands behind a query has no weight, but NaN times zero is NaN.
-    v_current.masked_fill_(behind[:, 0, :, None, None], 0)
+    # What stands after a query has no weight, but NaN times zero is NaN.
+    v_current.masked_fill_(later[:, 0, :, None, None], 0)
     v_past.masked_fill_(missing[..., None], 0)
     w_current, w_past = weights.split([block_size, missing.shape[2]], dim=-1)
     out = weigh(w_current, v_current) + torch.einsum("rht,rhtd->rhd", w_past, v_past)
@@ -159,17 +159,17 @@ def attend_pages(q, pool, pages, last, softmax_scale):
     Args:
         q: (R, H, D) queries, at least float32.
         pool: PagePool.
-        pages: (R, n) pages; those behind the last token may be -1.
+        pages: (R, n) pages; those after the last token may be -1.
         last: (R,) the last of these tokens that a query reads, or any number above.
         softmax_scale: factor on the scores.
     """
     pages = pages.clamp(min=0)
     token = torch.arange(pages.shape[1] * pool.k.shape[1], device=q.device)
-    behind = token > last[:, None]
+    later = token > last[:, None]
     k, v = (x[pages].flatten(1, 2).to(q.dtype) for x in (pool.k, pool.v))
     scores = score(q, k) * softmax_scale
-    weights, lse = softmax(scores.masked_fill(behind[:, None], -torch.inf))
-    return weigh(weights, v.masked_fill_(behind[..., None, None], 0)), lse
+    weights, lse = softmax(scores.masked_fill(later[:, None], -torch.inf))
+    return weigh(weights, v.masked_fill_(later[..., None, None], 0)), lse
 
 
 def score(q, k):

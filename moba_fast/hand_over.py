@@ -56,14 +56,14 @@ def check_table(page_table, pages):
     Raises:
         TypeError: if it does not hold integers.
         ValueError: if it is not two-dimensional, names a page that there is not, has
-            a page behind a -1, or has a page twice in one row.
+            a page after a -1, or has a page twice in one row.
     """
     table = torch.as_tensor(page_table).to("cpu")
     if table.is_floating_point() or table.is_complex() or table.dtype == torch.bool:
         raise TypeError(f"page_table must hold integers, got {table.dtype}")
     if table.ndim != 2:
         raise ValueError(
-            f"page_table must be (sequences, pages of each), with -1 behind the last "
+            f"page_table must be (sequences, pages of each), with -1 after the last "
             f"page of a sequence; got shape {tuple(table.shape)}"
         )
     table = table.long()
@@ -104,8 +104,8 @@ def check_hand_over(k_pages, page_table, lengths, free_pages):
     once = torch.cat([spare, free])
     if len(once.unique()) < len(once) or torch.isin(once, table[in_use]).any():
         raise ValueError(
-            f"a page for tokens to come, in free_pages or behind a sequence's length, "
+            f"a page for tokens to come, in free_pages or after a sequence's length, "
             f"must be named once and hold no other token; got free_pages "
-            f"{free.tolist()[:16]} and {spare.tolist()[:16]} behind the lengths"
+            f"{free.tolist()[:16]} and {spare.tolist()[:16]} after the lengths"
         )
     return table, lengths, free.tolist()[::-1]

@@ -37,9 +37,9 @@ def moba_attention(
         v: (SK, HK, D) values.
         block_size: tokens per block, at least 1.
         topk: blocks per query, the current one included, at least 1.
-        cu_seqlens: (B+1,) int32 offsets of the sequences. None: one sequence.
-        cu_seqlens_k: (B+1,) int32 offsets of the keys, where sequences have more keys
-            than queries; the queries are the last tokens. None: as `cu_seqlens`.
+        cu_seqlens: (B+1,) integers, offsets of the sequences. None: one sequence.
+        cu_seqlens_k: (B+1,) integers, offsets of the keys, where sequences have more
+            keys than queries; the queries are the last tokens. None: as `cu_seqlens`.
         softmax_scale: factor on the scores. None: D ** -0.5.
         selected: (S, H, topk) int32 block ids that replace the gate's choice.
         backend: "auto" or a name from `backends()`. "flash:aten" and the like name the
@@ -68,9 +68,9 @@ def moba_attention(
         tensor([0.0000, 0.5000, 2.0000, 2.5000])
     """
     check_tensors(q, k, v)
-    check_integer(block_size, "block_size")
-    check_integer(topk, "topk")
-    check_integer(workspace_bytes, "workspace_bytes")
+    block_size = check_integer(block_size, "block_size")
+    topk = check_integer(topk, "topk")
+    workspace_bytes = check_integer(workspace_bytes, "workspace_bytes")
     if selected is not None:
         check_selected_shape(selected, q, topk)
     q, k, v = under_autocast(q, k, v)

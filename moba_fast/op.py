@@ -12,7 +12,12 @@ from moba_fast.attend import attend_current, attend_past
 from moba_fast.backends import kernel_of
 from moba_fast.backward import add_current, add_past
 from moba_fast.blocks import lay_out
-from moba_fast.checks import check_offsets, check_queries_fit, check_selected
+from moba_fast.checks import (
+    check_key_offsets,
+    check_offsets,
+    check_queries_fit,
+    check_selected,
+)
 from moba_fast.combine import combine
 from moba_fast.gate import gate_dtype, pool_keys, select_blocks
 from moba_fast.route import route
@@ -154,8 +159,7 @@ attend.register_autograd(differentiate, setup_context=setup_context)
 def blocks_of(q, k, cu_seqlens, cu_seqlens_k, block_size):
     """Check the offsets and cut the sequences into blocks, on q's device."""
     cu_q = check_offsets(cu_seqlens, "cu_seqlens", len(q))
-    cu_k = cu_q if cu_seqlens_k is None else cu_seqlens_k
-    cu_k = check_offsets(cu_k, "cu_seqlens_k", len(k))
+    cu_k = check_key_offsets(cu_seqlens_k, cu_q, len(k))
     check_queries_fit(cu_q, cu_k)
     return lay_out(cu_k, cu_q, block_size, q.device)
 

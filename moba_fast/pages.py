@@ -118,7 +118,7 @@ class PageTable:
 
     Attributes:
         pool: PagePool.
-        host: (B, M) int64, -1 behind the last page of a sequence.
+        host: (B, M) int64, -1 after the last page of a sequence.
         count: (B,) int64 on the host, pages of every sequence.
         on_device: host on the pool's device, so that a step need not send it.
     """
@@ -170,7 +170,7 @@ class PageTable:
         return row[copies], tail[copies]
 
     def trim(self, lengths):
-        """Give back the pages behind the last token of every sequence."""
+        """Give back the pages after the last token of every sequence."""
         needed = -(-lengths // self.pool.k.shape[1])
         row, column = expand_ranges(needed, self.count - needed)
         self.pool.release(self.host[row, column])

@@ -60,7 +60,7 @@ def route(selected, blocks):
     _, heads, slots = past.shape
     n_lists = heads * len(blocks.start)
     head = torch.arange(heads, dtype=torch.int32, device=past.device)[:, None]
-    # Padding sorts behind all lists.
+    # Padding sorts after all lists.
     entry = (head * len(blocks.start) + past).masked_fill(past < 0, n_lists)
     entry, order = entry.flatten().sort(stable=True)
     lists = torch.arange(n_lists + 1, dtype=torch.int32, device=past.device)

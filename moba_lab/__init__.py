@@ -2,5 +2,6 @@
 
 ``example`` is the running example, ``viz`` the pictures, ``agree`` the one policy of
 what agreement means. ``data``, ``model``, ``train``, ``card`` and ``probe`` are the
-small language model; ``notebooks`` runs and checks the notebooks.
+small language model; ``notebooks`` runs and checks the notebooks; ``picture`` and
+``readme`` make what the README shows.
 """

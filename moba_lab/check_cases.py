@@ -13,6 +13,7 @@ import torch
 import moba_fast
 import moba_ref
 from moba_fast import _flash
+from moba_fast.backends import SUPPORT, dtype_names
 from moba_lab.agree import (
     absolute_error,
     agree,
@@ -21,7 +22,6 @@ from moba_lab.agree import (
     to_numpy,
 )
 
-ALL_DTYPES = ("float64", "float32", "bfloat16", "float16")
 NAMES = ("out", "lse", "dq", "dk", "dv")
 
 
@@ -98,12 +98,14 @@ class Target:
 
 def targets():
     """List every kernel that runs here; "plain" on a CPU, too, where nobody asks."""
-    found = [Target("cpu", name, "torch", ALL_DTYPES) for name in ("cpu", "plain")]
+    on_cpu, on_gpu = (tuple(dtype_names(support)) for support in SUPPORT["torch"])
+    found = [Target("cpu", name, "torch", on_cpu) for name in ("cpu", "plain")]
     if torch.cuda.is_available():
-        found.append(Target("cuda", "plain", "torch", ALL_DTYPES))
+        found.append(Target("cuda", "plain", "torch", on_gpu))
+    [flash] = (tuple(dtype_names(support)) for support in SUPPORT["flash"])
     for name in _flash.GPU_KERNELS:
         if not _flash.why_not(name):
-            found.append(Target("cuda", name, f"flash:{name}", ALL_DTYPES[2:]))
+            found.append(Target("cuda", name, f"flash:{name}", flash))
     return found
 
 

@@ -80,8 +80,8 @@ class LayerAux:
         Returns:
             (H, S); each row sums to 1 and is 0 for keys that were not read.
         """
-        heads, group = self.q.shape[1], self.q.shape[1] // self.k.shape[1]
-        keys = self.k.repeat_interleave(group, dim=1)
+        heads, ratio = self.q.shape[1], self.q.shape[1] // self.k.shape[1]
+        keys = self.k.repeat_interleave(ratio, dim=1)
         logits = (
             torch.einsum("hd,shd->hs", self.q[query], keys) * self.q.shape[-1] ** -0.5
         )

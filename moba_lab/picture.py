@@ -1,12 +1,13 @@
-"""Draw the picture of the README: `python -m moba_lab.picture`."""
+"""Draw the pictures of the README: `python -m moba_lab.picture`."""
 
 from pathlib import Path
 
 from moba_lab import viz
 from moba_lab.example import running_example
+from moba_lab.explorer import BlockExplorer
 from moba_ref import partition, pool_keys, select_blocks
 
-PATH = Path(__file__).resolve().parents[1] / "docs" / "selection.png"
+FOLDER = Path(__file__).resolve().parents[1] / "docs"
 
 
 def selection_picture():
@@ -22,7 +23,24 @@ def selection_picture():
     return viz.selection_heatmap(selected, blocks)
 
 
+def explorer_picture():
+    """Draw what the explorer of notebook 5 shows before somebody touches it.
+
+    Returns:
+        Figure.
+    """
+    e = running_example()
+    sizes = {"block_size": e.block_size, "topk": e.topk}
+    return BlockExplorer(e.q, e.k, e.v, **sizes, query=22).figure()
+
+
+PICTURES = {
+    FOLDER / "selection.png": selection_picture,
+    FOLDER / "explorer.png": explorer_picture,
+}
+
 if __name__ == "__main__":
-    PATH.parent.mkdir(exist_ok=True)
-    selection_picture().savefig(PATH, metadata={"Software": None})
-    print(f"wrote {PATH.name}")
+    FOLDER.mkdir(exist_ok=True)
+    for path, draw in PICTURES.items():
+        draw().savefig(path, metadata={"Software": None})
+        print(f"wrote {path.name}")

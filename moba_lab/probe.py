@@ -14,7 +14,7 @@ class Call:
     """A call in a text of a name defined earlier in it; all offsets are in bytes.
 
     name: the called name.
-    definition: offset of the name's first byte behind `def` or `class`.
+    definition: offset of the name's first byte after `def` or `class`.
     call: offset of the name's first byte where it is called.
     """
 
@@ -108,7 +108,7 @@ def definition_recall(model, texts, read=3, distance=3):
                 found += _count_window(model, window, calls, read)
     if not found:
         raise ValueError(
-            f"expected a call at least {distance} blocks of {block_size} bytes behind "
+            f"expected a call at least {distance} blocks of {block_size} bytes after "
             "its definition, found none; give more or other text"
         )
     hits, controls, chances, counts = (np.array(x) for x in zip(*found, strict=True))
@@ -213,7 +213,7 @@ def best_lookup(model, texts, layer, head, read=2, distance=6):
                     best = Lookup(path, window, call, aux, float(share))
     if best is None:
         raise ValueError(
-            f"expected a call {distance} blocks of {block_size} bytes behind its "
+            f"expected a call {distance} blocks of {block_size} bytes after its "
             "definition, found none; give more text or a smaller distance"
         )
     return best

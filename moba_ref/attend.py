@@ -57,7 +57,7 @@ def attend_current(q, k, v, blocks, softmax_scale):
         array([1., 2., 5.])
     """
     out, lse = np.zeros(q.shape), np.zeros(q.shape[:2])
-    group = q.shape[1] // k.shape[1]
+    ratio = q.shape[1] // k.shape[1]
     for n, (start, end) in enumerate(zip(blocks.start, blocks.end, strict=True)):
         queries = np.flatnonzero(blocks.of_query == n)
         if len(queries) == 0:
@@ -66,8 +66,8 @@ def attend_current(q, k, v, blocks, softmax_scale):
         for h in range(q.shape[1]):
             out[queries, h], lse[queries, h] = softmax_attention(
                 q[queries, h],
-                k[start:end, h // group],
-                v[start:end, h // group],
+                k[start:end, h // ratio],
+                v[start:end, h // ratio],
                 causal,
                 softmax_scale,
             )
@@ -101,13 +101,13 @@ def attend_past(q, k, v, routing, blocks, softmax_scale):
         (array([[2.]]), array([0.69314718]))
     """
     out, lse = np.zeros((len(routing.query), q.shape[2])), np.zeros(len(routing.query))
-    group = q.shape[1] // k.shape[1]
+    ratio = q.shape[1] // k.shape[1]
     for entry, (a, b) in enumerate(pairwise(routing.cu_pairs)):
         if a == b:
             continue
         h, n = divmod(entry, len(blocks.start))
         tokens = slice(blocks.start[n], blocks.end[n])
-        keys, values = k[tokens, h // group], v[tokens, h // group]
+        keys, values = k[tokens, h // ratio], v[tokens, h // ratio]
         every_key = np.ones((b - a, len(keys)), dtype=bool)
         out[a:b], lse[a:b] = softmax_attention(
             q[routing.query[a:b], h], keys, values, every_key, softmax_scale

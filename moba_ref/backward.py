@@ -40,7 +40,7 @@ def moba_attention_backward(dout, q, k, v, out, lse, selected, blocks, softmax_s
     dq, dk, dv = np.zeros(q.shape), np.zeros(k.shape), np.zeros(v.shape)
     delta = (dout * out).sum(axis=-1)
     routing = route(selected, blocks)
-    n_blocks, group = len(blocks.start), q.shape[1] // k.shape[1]
+    n_blocks, ratio = len(blocks.start), q.shape[1] // k.shape[1]
     for entry in range(q.shape[1] * n_blocks):
         h, n = divmod(entry, n_blocks)
         pairs = slice(routing.cu_pairs[entry], routing.cu_pairs[entry + 1])
@@ -49,11 +49,11 @@ def moba_attention_backward(dout, q, k, v, out, lse, selected, blocks, softmax_s
         keys = np.arange(blocks.start[n], blocks.end[n])
         # Past queries stand after every key of the block: the mask only cuts `own`.
         mask = keys <= blocks.position[rows, None]
-        scores = q[rows, h] @ k[keys, h // group].T * softmax_scale
+        scores = q[rows, h] @ k[keys, h // ratio].T * softmax_scale
         weights = np.where(mask, np.exp(scores - lse[rows, h, None]), 0.0)
-        dweights = dout[rows, h] @ v[keys, h // group].T
+        dweights = dout[rows, h] @ v[keys, h // ratio].T
         dscores = weights * (dweights - delta[rows, h, None]) * softmax_scale
-        dq[rows, h] += dscores @ k[keys, h // group]
-        dk[keys, h // group] += dscores.T @ q[rows, h]
-        dv[keys, h // group] += weights.T @ dout[rows, h]
+        dq[rows, h] += dscores @ k[keys, h // ratio]
+        dk[keys, h // ratio] += dscores.T @ q[rows, h]
+        dv[keys, h // ratio] += weights.T @ dout[rows, h]
     return dq, dk, dv

@@ -45,8 +45,8 @@ def moba_attention(
         (S, H, topk).
 
     Raises:
-        ValueError: if shapes or offsets do not fit together, or block_size or topk is
-            less than 1.
+        ValueError: if shapes or offsets do not fit together, block_size or topk is
+            less than 1, or selected could not have come from `select_blocks`.
 
     Example: with topk=1 every query reads its own block only.
         >>> q = k = np.zeros((4, 1, 1))
@@ -68,6 +68,8 @@ def moba_attention(
     check_lengths(q, k, blocks)
     if selected is None:
         selected = select_blocks(q, pool_keys(k, blocks), blocks, topk)
+    else:
+        check_selected(selected, blocks)
     routing = route(selected, blocks)
     out_current, lse_current = attend_current(q, k, v, blocks, softmax_scale)
     out_past, lse_past = attend_past(q, k, v, routing, blocks, softmax_scale)
@@ -102,3 +104,19 @@ def check_lengths(q, k, blocks):
             f"the offsets end at {len(blocks.position)} queries and "
             f"{len(blocks.of_token)} keys, but q has {len(q)} and k has {len(k)} tokens"
         )
+
+
+def check_selected(selected, blocks):
+    """Raise ValueError unless selected could have come from `select_blocks`."""
+    for i, h in np.ndindex(selected.shape[:2]):
+        *past, current = row = selected[i, h].tolist()
+        readable = range(blocks.first_of_query[i], blocks.of_query[i])
+        named = sorted({n for n in past if n in readable})
+        expected = named + [-1] * (len(past) - len(named))
+        if past != expected or current != readable.stop:
+            raise ValueError(
+                f"selected must hold past blocks of the query's own sequence in "
+                f"ascending order, then -1, and the current block in its last column; "
+                f"query {i}, head {h} stands in block {readable.stop}, may read the "
+                f"past blocks {list(readable)[:9]}, and has {row}"
+            )

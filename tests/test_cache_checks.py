@@ -49,6 +49,7 @@ WRONG_APPENDS = [
     ({"cu_seqlens": [0, 6]}, ValueError, "an offset more than .* sequences, 3; got 2"),
     ({"cu_seqlens": [0, 7, 6]}, ValueError, "never decrease.*from 7 to 6"),
     ({"cu_seqlens": [0.0, 3.0, 6.0]}, TypeError, "cu_seqlens must hold integers"),
+    ({"cu_seqlens": [0, 3, 2**32 + 6]}, ValueError, "6; got 0 and 4294967302"),
 ]
 ROWS = torch.tensor([[0, 1, 2], [0, 1, 2], [0, 1, 2], [3, -1, 4]])[:, None]
 SELECTED = ROWS[[1, 2, 3]].repeat(1, 4, 1).int()
@@ -88,6 +89,7 @@ WRONG_ATTENDS = [
     ({"topk": 3, "selected": SELECTED[1:].float()}, TypeError, "integer tensor"),
 ]
 WRONG_CALLS = [
+    ("crop", [np.int64(4)], ValueError, "from 0 to 3; got 4 at place 1"),
     ("crop", [[5]], ValueError, r"lengths must be a list .* 2 of them; got shape \(1,"),
     ("crop", [[5, 4]], ValueError, "from 0 to 3; got 4 at place 1"),
     ("crop", [[-1, 3]], ValueError, "from 0 to 5; got -1 at place 0"),
@@ -142,7 +144,7 @@ WRONG_HAND_OVERS = [
     (
         {"page_table": [[4, 0, 2], [1, 3, 0]]},
         ValueError,
-        r"named once .*\[0\] behind the lengths",
+        r"named once .*\[0\] after the lengths",
     ),
 ]
 
@@ -218,3 +220,17 @@ def test_what_the_caller_passed_stays_theirs():
     lengths[0], table[0, 0] = 1, 1
     assert cache.lengths.tolist() == [5, 3]
     assert cache.table.host[0, 0] == 4
+
+
+@pytest.mark.parametrize("integer", [np.int64, torch.tensor])
+def test_sizes_may_be_any_integer(integer):
+    sizes = {name: integer(size) for name, size in SIZES.items()}
+    cache = PagedKVCache(**sizes, sequences=integer(2), pages=integer(4))
+    cache.add_sequences(integer(1))
+    x = torch.ones(6, 2, 8)
+    cache.append(x, x, [0, 3, 6, 6])
+    assert cache.attend(Q, topk=integer(2), cu_seqlens=[0, 3, 6, 6]).shape == Q.shape
+    cache.crop(integer(0))
+    assert cache.lengths.tolist() == [0, 0, 0]
+    assert len(cache.pool.k) == 4
+    assert all(type(n) is int for n in cache.pool.k.shape)

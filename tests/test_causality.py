@@ -11,7 +11,7 @@ import moba_fast
 
 
 def change_after(case, token):
-    """Replace queries, keys and values behind a token by others."""
+    """Replace queries, keys and values after a token by others."""
     rng = np.random.default_rng(99)
     moved = {}
     for name in "qkv":
@@ -37,7 +37,7 @@ def test_fast_is_unchanged_before_the_change(case, token):
 
 
 @pytest.mark.parametrize("impl", IMPLS, ids=repr)
-def test_the_change_reaches_the_tokens_behind_it(impl):
+def test_the_change_reaches_the_tokens_after_it(impl):
     case = make_case([24], block_size=4, topk=3)
     before, after = case.run(impl)[0], change_after(case, 10).run(impl)[0]
     assert (np.abs(before - after).max((1, 2)) > 1e-3).tolist() == [False] * 11 + [

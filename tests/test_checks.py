@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from impls import IMPLS
 
 import moba_fast
 import moba_ref
@@ -22,7 +23,11 @@ WRONG = [
     ({"q": np.zeros((6, 4, 8))}, TypeError, "q must be a torch.Tensor, got ndarray"),
     ({"q": torch.zeros(1, 6, 4, 8)}, ValueError, r"\(1, 6, 4, 8\).*cu_seqlens"),
     ({"k": torch.zeros(6, 16)}, ValueError, r"k must be \(tokens, heads.*\(6, 16\)"),
-    ({"k": K.bfloat16()}, TypeError, "'k': 'bfloat16'.*cast them"),
+    (
+        {"k": K.bfloat16()},
+        TypeError,
+        "must share one dtype.*'k': 'bfloat16'.*cast them",
+    ),
     ({"q": Q.int(), "k": K.int(), "v": K.int()}, TypeError, "float64, float32"),
     ({"v": torch.zeros(6, 1, 8)}, ValueError, r"one shape.*v \(6, 1, 8\)"),
     ({"q": torch.zeros(6, 4, 7)}, ValueError, r"same head dimension.*\(6, 4, 7\)"),
@@ -36,12 +41,33 @@ WRONG = [
     ({"block_size": 2.0}, TypeError, r"block_size must be an int, got 2\.0"),
     ({"topk": 0}, ValueError, "topk must be at least 1, got 0; topk=1 reads"),
     ({"topk": True}, TypeError, "topk must be an int, got True"),
+    ({"topk": np.True_}, TypeError, "topk must be an int, got .*True"),
+    ({"topk": torch.tensor(True)}, TypeError, r"topk must be an int, got tensor\(True"),
+    ({"block_size": np.float64(2)}, TypeError, "block_size must be an int, got"),
+    (
+        {"block_size": torch.tensor(2.0, requires_grad=True)},
+        TypeError,
+        "block_size must be an int, got tensor",
+    ),
+    ({"block_size": torch.tensor([2, 2])}, TypeError, "block_size must be an int"),
+    ({"block_size": np.int64(0)}, ValueError, "block_size must be at least 1, got 0"),
+    ({"workspace_bytes": "1"}, TypeError, "workspace_bytes must be an int, got '1'"),
     ({"cu_seqlens": [0, 5]}, ValueError, "cu_seqlens must start at 0 and end .* 6"),
     ({"cu_seqlens": [1, 6]}, ValueError, "got 1 and 6"),
     ({"cu_seqlens": [0, 4, 3, 6]}, ValueError, "from 4 to 3 at sequence 1"),
     ({"cu_seqlens": [[0, 6]]}, ValueError, r"one-dimensional.*\(1, 2\)"),
     ({"cu_seqlens": [6]}, ValueError, "one-dimensional with B"),
     ({"cu_seqlens": [0.0, 6.0]}, TypeError, "cu_seqlens must hold integers"),
+    ({"cu_seqlens": [False, True]}, TypeError, "hold integers, got torch.bool"),
+    # Modulo 2^32 these are 6, and 3 between 0 and 6.
+    ({"cu_seqlens": [0, 2**32 + 6]}, ValueError, "tokens, 6; got 0 and 4294967302"),
+    (
+        {"cu_seqlens": torch.tensor([0, 2**32 + 3, 6])},
+        ValueError,
+        "goes from 4294967299 to 6 at sequence 1",
+    ),
+    ({"cu_seqlens_k": [0, 2**32 + 6]}, ValueError, "cu_seqlens_k must .* 4294967302"),
+    ({"cu_seqlens": [0, 2**70]}, TypeError, "integers, got .*1180591620717411303424"),
     ({"cu_seqlens_k": [0, 3, 6]}, ValueError, "same sequences, got 1 and 2"),
     (
         {"cu_seqlens": [0, 4, 6], "cu_seqlens_k": [0, 3, 6]},
@@ -51,7 +77,22 @@ WRONG = [
     (
         {"q": torch.zeros(3, 4, 8)},
         ValueError,
-        "cu_seqlens_k must start .* 6; got 0 and 3",
+        "cu_seqlens_k is None.* which end at 3, but k has 6 .*give cu_seqlens_k",
+    ),
+    (
+        {"q": torch.zeros(3, 4, 8), "cu_seqlens": [0, 1, 3]},
+        ValueError,
+        "cu_seqlens_k is None.* which end at 3, but k has 6",
+    ),
+    # Heads first, with fewer key/value heads than query heads.
+    (
+        {
+            "q": torch.zeros(4, 6, 8),
+            "k": torch.zeros(2, 6, 8),
+            "v": torch.zeros(2, 6, 8),
+        },
+        ValueError,
+        r"axes must be \(tokens, heads, head dimension\)",
     ),
     ({"backend": "gpu"}, ValueError, "unknown backend 'gpu': choose one of 'auto'"),
     ({"backend": "triton"}, ValueError, "backend 'triton' does not run here: "),
@@ -60,6 +101,19 @@ WRONG = [
     ({"selected": edited(1, 2, [1, 0])}, ValueError, "query 1, head 2"),
     ({"selected": edited(5, 0, [-1, 1])}, ValueError, "current block in its last"),
     ({"selected": edited(3, 1, [2, 1])}, ValueError, r"query 3, head 1.*\[2, 1\]"),
+]
+INTEGERS = [np.int64, np.uint8, torch.tensor]
+# Rows of topk=4 for query 5, which stands in block 2 and may read blocks 0 and 1.
+WRONG_ROWS = [
+    [1, 1, -1, 2],
+    [1, 0, -1, 2],
+    [-1, 0, 1, 2],
+    [0, -1, 1, 2],
+    [-2, -1, -1, 2],
+    [0, 2, -1, 2],
+    [0, 1, 3, 2],
+    [0, 1, -1, 1],
+    [0, 1, 2, -1],
 ]
 
 
@@ -73,11 +127,25 @@ def test_the_arguments_before_the_change_are_right():
     assert moba_fast.moba_attention(**GOOD, selected=SELECTED).shape == Q.shape
 
 
-def test_a_block_named_twice_is_wrong():
-    _, _, selected = moba_fast.moba_attention(**{**GOOD, "topk": 3}, return_aux=True)
-    selected[5, 0] = torch.tensor([1, 1, 2])
-    with pytest.raises(ValueError, match="ascending"):
-        moba_fast.moba_attention(**{**GOOD, "topk": 3}, selected=selected)
+@pytest.mark.parametrize("integer", INTEGERS)
+def test_sizes_may_be_any_integer(integer):
+    sizes = {"block_size": integer(2), "topk": integer(2)}
+    sizes["workspace_bytes"] = np.int64(2**20)
+    assert moba_fast.moba_attention(**{**GOOD, **sizes}).shape == Q.shape
+
+
+@pytest.mark.parametrize("impl", IMPLS, ids=repr)
+@pytest.mark.parametrize("row", WRONG_ROWS, ids=str)
+def test_a_wrong_choice_is_named(impl, row):
+    good = {**GOOD, **{name: impl.array(GOOD[name]) for name in "qkv"}, "topk": 4}
+    selected = impl.moba_attention(**good, return_aux=True)[2]
+    assert impl.moba_attention(**good, selected=selected).shape == Q.shape
+    assert selected[5, 3].tolist() == [0, 1, -1, 2]
+    selected[5, 3] = impl.array(row)
+    with pytest.raises(ValueError, match=r"ascending .*, then -1") as error:
+        impl.moba_attention(**good, selected=selected)
+    assert "query 5, head 3 stands in block 2, may read" in str(error.value)
+    assert f"past blocks [0, 1], and has {row}" in str(error.value)
 
 
 @pytest.mark.parametrize(

@@ -216,7 +216,7 @@ def test_views_give_what_copies_give(device, dtype):
         "heads first": lambda x: x.transpose(0, 1).contiguous().transpose(0, 1),
         "every second": lambda x: x.repeat_interleave(2, dim=2)[..., ::2],
         "dimensions first": lambda x: x.permute(2, 1, 0).contiguous().permute(2, 1, 0),
-        "behind an offset": lambda x: torch.cat([x[:3], x])[3:],
+        "after an offset": lambda x: torch.cat([x[:3], x])[3:],
         "out of a wide row": lambda x: torch.cat([x, x], dim=2)[..., : x.shape[2]],
     }
 

@@ -256,7 +256,7 @@ def poisons(draw):
 def reach(case, name, place, sight):
     """Say where a poisoned value may show.
 
-    A value reaches the queries that read its block, not only those behind it: a masked
+    A value reaches the queries that read its block, not only those after it: a masked
     weight is 0, and 0 times NaN is NaN. From there it reaches the gradients of all keys
     and values in the blocks that such a query reads.
 

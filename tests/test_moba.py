@@ -61,7 +61,7 @@ def test_selected_replaces_the_gate(impl):
     current = np.arange(20) // 4
     recent = np.stack([current - 2, current - 1, current], -1)
     recent = np.where(recent < 0, -1, recent)
-    # Padding stands behind the past blocks, not before them.
+    # Padding stands after the past blocks, not before them.
     recent[4:8] = recent[4:8][:, [1, 0, 2]]
     recent = np.repeat(recent[:, None], 2, axis=1).astype(np.int32)
     out, _, selected = case.run(impl, selected=impl.array(recent))

@@ -85,7 +85,7 @@ def test_no_byte_sees_the_future(model, tokens, kind):
 
 @torch.no_grad()
 def test_position_is_relative(model, tokens):
-    """Bytes behind a full block see the same text at another place alike."""
+    """Bytes after a full block see the same text at another place alike."""
     model = wide(model, topk=1)
     late = model(torch.cat([tokens[-16:], tokens[:40]]))[16:]
     torch.testing.assert_close(late[8:], model(tokens[:40])[8:], atol=1e-3, rtol=1e-3)

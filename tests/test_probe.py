@@ -91,7 +91,7 @@ def test_best_lookup_finds_the_call_whose_name_reads_its_definition():
     }
     found = best_lookup(Planted(read_from=call + 4), texts, layer=0, head=1)
     assert (found.path, found.call.call, found.call.definition) == ("a.py", call, 4)
-    # Of the seven bytes behind the first two, the first two come too early.
+    # Of the seven bytes after the first two, the first two come too early.
     assert found.share == pytest.approx(5 / 7)
 
 

@@ -117,7 +117,7 @@ def test_the_page_is_the_escaped_text_with_labels_on_what_is_read():
     assert page.alt.startswith(page.finding)
 
 
-def test_a_byte_behind_the_end_of_a_line_is_underlined_in_its_place():
+def test_a_byte_after_the_end_of_a_line_is_underlined_in_its_place():
     blocks, selected = choices()
     page = viz.text_html(TEXT, blocks, selected, [19])
     assert Words(page.data).underlined == "f"

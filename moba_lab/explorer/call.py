@@ -121,9 +121,9 @@ class Call:
         Returns:
             Choice.
         """
-        group = self.H // self.k.shape[1]
+        ratio = self.H // self.k.shape[1]
         q = self.q[:, head : head + 1]
-        k, v = (x[:, head // group : head // group + 1] for x in (self.k, self.v))
+        k, v = (x[:, head // ratio : head // ratio + 1] for x in (self.k, self.v))
         selected = moba_fast.moba_attention(
             q,
             k,

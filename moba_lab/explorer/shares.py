@@ -28,8 +28,8 @@ def block_shares(q, k, selected, blocks, query, head=0, softmax_scale=None):
         >>> block_shares(x, x, selected, partition([0, 4], 2), query=2)
         array([0.66666667, 0.33333333])
     """
-    grid, group = layout(blocks), q.shape[1] // k.shape[1]
-    one, keys = array(q[query, head]), array(k[:, head // group])
+    grid, ratio = layout(blocks), q.shape[1] // k.shape[1]
+    one, keys = array(q[query, head]), array(k[:, head // ratio])
     reads = np.isin(grid.of_token, array(selected[query, head]))
     reads &= np.arange(grid.SK) <= grid.position[query]
     scale = q.shape[2] ** -0.5 if softmax_scale is None else softmax_scale
