@@ -401,14 +401,32 @@ def test_beams_share_whole_pages_and_copy_the_last_one():
     cache.append(y, y)
     # All three write: one keeps the page, two get a copy.
     assert cache.table.host[:, :3].tolist() == [[3, 4, 5], [3, 4, 0], [3, 4, 1]]
-    cache.crop([11, 11, 10])
     cache.reorder([0, 0, 2])
+    cache.crop([10, 11, 10])
     # Sequence 1 does not write: sequence 0 must not change what it holds.
     cache.append(x[:1], x[:1], [0, 1, 1, 1])
     k, _, cu = cache.gather()
     beams = [x.ravel().tolist() for x in k.split(cu.diff().tolist())]
     prompt = list(range(10, 20))
-    assert beams == [[*prompt, 100, 0], [*prompt, 100], prompt]
+    assert beams == [[*prompt, 0], [*prompt, 100], prompt]
+    cache.reorder([2, 0])
+    assert cache.lengths.tolist() == [10, 11]
+    assert cache.gather()[0].ravel().tolist() == [*prompt, *prompt, 0]
+
+
+def test_a_page_is_free_when_its_last_user_is_gone():
+    cache = PagedKVCache(4, 1, 1, pages=3)
+    x = torch.arange(6.0)[:, None, None]
+    cache.append(x, x)
+    cache.reorder([0, 0, 0])
+    cache.release([1])
+    cache.reorder([1])
+    assert cache.pool.free == [2]
+    cache.crop(4)
+    assert cache.pool.free == [2, 1]
+    assert cache.gather()[0].ravel().tolist() == [0, 1, 2, 3]
+    cache.release([0])
+    assert cache.pool.free == [2, 1, 0]
 
 
 def test_a_full_pool_that_every_beam_needs_is_enough():

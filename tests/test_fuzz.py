@@ -70,12 +70,13 @@ class Call:
             for x in loud
         ]
 
-    def attend(self, tensors, **options):
-        """Call moba_attention with the kernel of the target."""
+    def run(self, leaves, dout, **options):
+        """Return out, lse, selected and gradients with the kernel of the target."""
         _, backend, kernel, _ = self.target
+        # The backward pass asks for its kernel, too.
         with mock.patch.object(_flash, "default_kernel", return_value=kernel):
-            return moba_fast.moba_attention(
-                *tensors,
+            out, lse, selected = moba_fast.moba_attention(
+                *leaves,
                 **self.case.options,
                 softmax_scale=self.softmax_scale,
                 backend=backend,
@@ -84,6 +85,7 @@ class Call:
                 return_aux=True,
                 **options,
             )
+            return out, lse, selected, torch.autograd.grad(out, leaves, dout)
 
 
 @st.composite
@@ -129,8 +131,8 @@ def check_call(call):
     dout = torch.cos(torch.arange(tensors[0].numel())).view(tensors[0].shape)
     dout = dout.to(tensors[0])
     try:
-        out, lse, selected = call.attend(leaves, **given if call.given else {})
-        grads = torch.autograd.grad(out, leaves, dout)
+        given = given if call.given else {}
+        out, lse, selected, grads = call.run(leaves, dout, **given)
     except ValueError as error:
         check_refusal(call, str(error))
         return 0, 0
@@ -291,7 +293,7 @@ def run_with_gradients(case, kernel, selected=None):
         out, _, chosen = moba_fast.moba_attention(
             *leaves, **case.options, selected=selected, return_aux=True
         )
-    grads = torch.autograd.grad(out, leaves, torch.ones_like(out))
+        grads = torch.autograd.grad(out, leaves, torch.ones_like(out))
     return [x.detach().numpy() for x in (out, *grads)], chosen
 
 
@@ -392,28 +394,42 @@ def test_calls_of_gpu_kernels_have_at_most_65_535_sequences(count):
     lengths = torch.arange(count) % 3
     cu_q = torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).int()
     cu_k = torch.nn.functional.pad((lengths + 1).cumsum(0), (1, 0)).int()
-    q, k = torch.arange(int(cu_q[-1]))[:, None], torch.arange(int(cu_k[-1]))[:, None]
-    seen_q, seen_k = [], []
+    # Seven queries and three keys are padding that no sequence holds.
+    n_q, n_k = int(cu_q[-1]) + 7, int(cu_k[-1]) + 3
+    q, k = torch.arange(n_q)[:, None], torch.arange(n_k)[:, None]
+    seen_q, seen_k, next_q, next_k = [], [], 0, 0
     for a, b, c, d, part in varlen.split(Pack(cu_q, cu_k, 2, 3), "aten", q, k):
         assert len(part.cu_q) == len(part.cu_k) <= 65_535 + 1
         assert part.cu_q[0] == part.cu_k[0] == 0
-        assert (part.cu_q[-1], part.cu_k[-1]) == (b - a, d - c)
+        assert (a, c) == (next_q, next_k)
+        next_q, next_k = b, d
+        rest = (7, 3) if b == n_q else (0, 0)
+        assert (part.cu_q[-1] + rest[0], part.cu_k[-1] + rest[1]) == (b - a, d - c)
         seen_q.append(part.cu_q.diff())
         seen_k.append(part.cu_k.diff())
+    assert (next_q, next_k) == (n_q, n_k)
     assert torch.equal(torch.cat(seen_q), cu_q.diff())
     assert torch.equal(torch.cat(seen_k), cu_k.diff())
 
 
-def test_split_calls_give_what_one_call_gives(monkeypatch):
-    case = (
-        pack_of([700, 3], D=8)
-        if False
-        else make_case([700, 3], block_size=2, topk=3, H=4, HK=2, D=8)
-    )
-    expected = run_with_gradients(case, "plain")[0]
+def sinks(case):
+    """Let every query choose the first block of its sequence, so most get no query."""
+    blocks = case.partition(FAST)
+    first, current = blocks.first_of_query, blocks.of_query
+    past = torch.where(first < current, first, -1)
+    rows = torch.stack([past, torch.full_like(past, -1), current], dim=-1)
+    return rows.int()[:, None].repeat(1, case.q.shape[1], 1)
+
+
+@pytest.mark.parametrize("choose", [lambda case: None, sinks], ids=["gate", "sinks"])
+def test_split_calls_give_what_one_call_gives(choose, monkeypatch):
+    case = make_case([700, 3], block_size=2, topk=3, H=4, HK=2, D=8)
+    selected = choose(case)
+    expected = run_with_gradients(case, "plain", selected)[0]
     monkeypatch.setitem(_flash.KERNELS, "aten", _flash.KERNELS["plain"])
     monkeypatch.setattr(varlen, "MOST_SEQUENCES", 100)
-    for a, b in zip(run_with_gradients(case, "aten")[0], expected, strict=True):
+    found = run_with_gradients(case, "aten", selected)[0]
+    for a, b in zip(found, expected, strict=True):
         assert np.allclose(a, b, atol=1e-5)
 
 
@@ -475,19 +491,13 @@ def test_a_workspace_of_the_size_that_the_error_names_is_enough(wanted):
             return torch.autograd.grad(out.sum(), leaves)
         return (out,)
 
-    expected, limit, needs = run(2**31), 1, []
-    while True:
-        try:
-            found = run(limit)
-            break
-        except ValueError as error:
-            message = str(error)
-            assert f"workspace_bytes={limit} is too small" in message
-            limit = int(re.search(r"needs (\d+) bytes", message).group(1))
-            needs.append(limit)
+    limit = 1
     # Forward names its need first, then backward its own.
-    assert len(needs) == {"forward": 1, "backward": 2}[wanted]
-    for a, b in zip(found, expected, strict=True):
+    for _ in range({"forward": 1, "backward": 2}[wanted]):
+        with pytest.raises(ValueError, match=f"bytes={limit} is too small") as error:
+            run(limit)
+        limit = int(re.search(r"needs (\d+) bytes", str(error.value)).group(1))
+    for a, b in zip(run(limit), run(2**31), strict=True):
         assert torch.allclose(a, b, rtol=1e-12, atol=1e-12)
 
 
@@ -497,6 +507,8 @@ HUGE = [
     (10 * 2**20, 8, 8, 128, 3),
     (2**26, 64, 64, 64, 3),
     (2**31 + 9, 16, 1, 64, 8),
+    # Three heads fit at a time, which does not divide five.
+    (2**18, 5, 5, 64, 3),
 ]
 
 
