@@ -6,7 +6,7 @@ Nothing here looks at results: launches that only compile leave them undefined.
 import torch
 
 import moba_fast
-from moba_fast.kernels import route
+from moba_fast.kernels import pool, route
 
 TOKENS = 256
 
@@ -24,3 +24,8 @@ def build_lists(**case):
     _, k, _, selected, blocks = inputs(**case)
     lists = route.build_lists(selected, blocks, k.shape[1])
     route.tile_map(lists, rows=64)
+
+
+def pool_keys(block_size=128, **case):
+    _, k, _, _, blocks = inputs(block_size=block_size, **case)
+    pool.pool_keys(k, blocks)
