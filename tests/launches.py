@@ -6,7 +6,7 @@ Nothing here looks at results: launches that only compile leave them undefined.
 import torch
 
 import moba_fast
-from moba_fast.kernels import pool, route
+from moba_fast.kernels import gate, pool, route
 
 TOKENS = 256
 
@@ -29,3 +29,10 @@ def build_lists(**case):
 def pool_keys(block_size=128, **case):
     _, k, _, _, blocks = inputs(block_size=block_size, **case)
     pool.pool_keys(k, blocks)
+
+
+def select_blocks(topk=8, tokens=TOKENS, **case):
+    q, k, _, _, blocks = inputs(topk=topk, **case)
+    k_mean = torch.zeros(len(blocks.start), *k.shape[1:])
+    blocks = blocks.of_queries(0, tokens)
+    gate.select_blocks(q[:tokens], k_mean, blocks, topk)
