@@ -244,7 +244,7 @@ def choose_best(
             key = tl.where(left, key, NO_KEY)
         kept = keep_best(key, kept, start, COLUMNS)
 
-    ids = tl.sort((kept & LAST).to(tl.int32) ^ LAST, 1)
+    ids = ascending((kept & LAST).to(tl.int32) ^ LAST, KEPT)
     slot = tl.arange(0, KEPT)
     address = selected + chosen * topk
     tl.store(
@@ -255,6 +255,18 @@ def choose_best(
     tl.store(address + topk - 1, current, mask=readable)
     if MORE:
         tl.store(worst + chosen, tl.min(kept, 1), mask=readable)
+
+
+@triton.jit
+def ascending(ids, KEPT: tl.constexpr):
+    """Sort every row of ids (ROWS, KEPT), which are different, by taking the lowest."""
+    slot = tl.arange(0, KEPT)[None, :]
+    in_order = ids
+    for i in range(KEPT):
+        lowest = tl.min(ids, 1)[:, None]
+        in_order = tl.where(slot == i, lowest, in_order)
+        ids = tl.where(ids == lowest, LAST, ids)
+    return in_order
 
 
 @triton.jit
