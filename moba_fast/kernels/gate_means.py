@@ -1,0 +1,112 @@
+"""Bring the means of all blocks into the form that the gate reads."""
+
+import torch
+import triton
+import triton.language as tl
+
+TILE = 64
+
+
+def split_means(k_mean, dtype, tile):
+    """Write the means as sums of numbers of a dtype, scaled per key head.
+
+    The scale is a power of two, so that it changes no order of scores: it keeps the
+    second number of float16 in its range, and squares from overflowing.
+
+    Args:
+        k_mean: (N, HK, D) float32.
+        dtype: of the queries.
+        tile: Config.
+
+    Returns:
+        means: (parts, HK, N', width) of dtype, N' being N padded to whole tiles.
+        norms: (2, HK) int32, the bits of float32: the largest |k_mean|, and the largest
+            squared norm of a scaled mean. Numbers that are not finite do not count.
+    """
+    n_blocks, heads, D = k_mean.shape
+    padded = triton.cdiv(n_blocks, tile.columns) * tile.columns
+    means = k_mean.new_empty(tile.parts, heads, padded, tile.width, dtype=dtype)
+    norms = torch.zeros(2, heads, dtype=torch.int32, device=k_mean.device)
+    k_mean = k_mean.contiguous()
+    sizes = (n_blocks, heads, padded, D, tile.width, TILE)
+    grid = (triton.cdiv(padded, TILE), heads)
+    largest_mean[grid](k_mean, norms, *sizes, num_warps=4)
+    exponent = 14 if dtype == torch.float16 else 1
+    scale_means[grid](k_mean, norms, means, *sizes, tile.parts, exponent, num_warps=4)
+    return means, norms
+
+
+@triton.jit
+def load_means(
+    k_mean, n_blocks, heads, D: tl.constexpr, WIDTH: tl.constexpr, TILE: tl.constexpr
+):
+    """Load a tile of the means of a head, 0 beyond them."""
+    block = tl.program_id(0) * TILE + tl.arange(0, TILE)
+    column = tl.arange(0, WIDTH)
+    row = block.to(tl.int64) * heads + tl.program_id(1)
+    readable = (block < n_blocks)[:, None] & (column < D)[None, :]
+    address = k_mean + row[:, None] * D + column[None, :]
+    return tl.load(address, mask=readable, other=0)
+
+
+@triton.jit
+def finite_or_zero(x):
+    """Replace NaN and infinities by 0."""
+    return tl.where(tl.abs(x) < float("inf"), x, 0)
+
+
+@triton.jit
+def raise_to(address, x):
+    """Raise a float32 that is not negative, in memory as int32, to at least x."""
+    # Such floats are ordered like their bits, and a maximum has no order.
+    tl.atomic_max(address, x.to(tl.int32, bitcast=True), sem="relaxed")
+
+
+@triton.jit
+def largest_mean(
+    k_mean,
+    norms,
+    n_blocks,
+    heads,
+    padded,
+    D: tl.constexpr,
+    WIDTH: tl.constexpr,
+    TILE: tl.constexpr,
+):
+    """Find the largest |k_mean| of every head."""
+    mean = load_means(k_mean, n_blocks, heads, D, WIDTH, TILE)
+    largest = tl.max(tl.max(tl.abs(finite_or_zero(mean)), 1), 0)
+    raise_to(norms + tl.program_id(1), largest)
+
+
+@triton.jit
+def scale_means(
+    k_mean,
+    norms,
+    means,
+    n_blocks,
+    heads,
+    padded,
+    D: tl.constexpr,
+    WIDTH: tl.constexpr,
+    TILE: tl.constexpr,
+    PARTS: tl.constexpr,
+    EXPONENT: tl.constexpr,
+):
+    """Scale the means of a head to less than 2^(EXPONENT + 1), and split them."""
+    head = tl.program_id(1)
+    mean = load_means(k_mean, n_blocks, heads, D, WIDTH, TILE)
+    # The exponent of a float32 is in its bits 23 to 30, 127 standing for 0.
+    largest = tl.load(norms + head) >> 23
+    scale = tl.minimum(254 + EXPONENT - largest, 254) << 23
+    mean *= scale.to(tl.float32, bitcast=True)
+    square = finite_or_zero(mean) * finite_or_zero(mean)
+    raise_to(norms + heads + head, tl.max(tl.sum(square, 1), 0))
+    block, column = tl.program_id(0) * TILE + tl.arange(0, TILE), tl.arange(0, WIDTH)
+    for part in tl.static_range(PARTS):
+        row = (part * heads + head).to(tl.int64) * padded + block
+        rounded = mean.to(means.dtype.element_ty)
+        address = means + row[:, None] * WIDTH + column[None, :]
+        tl.store(address, rounded, mask=(block < padded)[:, None])
+        # What is not finite has no rest.
+        mean = finite_or_zero(mean - rounded.to(tl.float32))
