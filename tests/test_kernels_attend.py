@@ -16,6 +16,8 @@ pytest.importorskip("triton", reason="triton is not here")
 from moba_fast.kernels import attend, combine, tiles, tilings
 from moba_fast.kernels.route import Lists
 
+# Rows of zero weights and of NaN, on purpose.
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton")
 GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if GPU else "cpu")
 DTYPES = [torch.float32, torch.float16, *([torch.bfloat16] if GPU else [])]
@@ -102,27 +104,27 @@ def draw_choice(case, seed=0):
 
 CASES = {
     "one sequence": make_case([70], block_size=16, topk=3, D=16),
-    "a pack": make_case([37, 0, 3, 26, 0], block_size=16, topk=3, H=4, HK=2, D=20),
+    "a pack": make_case([27, 0, 3, 21, 0], block_size=10, topk=3, H=4, HK=2, D=20),
     "three heads in a group": make_case([40], block_size=8, topk=3, H=6, HK=2),
     "last queries of longer keys": make_case(
-        [90, 40, 9, 16], queries=[13, 40, 0, 1], block_size=16, topk=4, H=4, HK=2, D=8
+        [90, 20, 9, 16], queries=[13, 20, 0, 1], block_size=16, topk=4, H=4, HK=2, D=8
     ),
     "decoding": make_case([50, 3, 70], queries=[1] * 3, block_size=8, topk=3),
-    "blocks of 1": make_case([40], block_size=1, topk=4, HK=2, D=5),
-    "blocks of 3": make_case([33, 12], block_size=3, topk=4, HK=2, D=16),
-    "blocks of 100": make_case([330], block_size=100, topk=3, D=40),
-    "blocks of 128": make_case([300], block_size=128, topk=2, D=64),
-    "blocks of 256": make_case([530], block_size=256, topk=2, H=1, D=128),
-    "blocks of 200": make_case([410], block_size=200, topk=2, D=24),
-    "heads of 256": make_case([150], block_size=64, topk=2, H=1, D=256),
+    "blocks of 1": make_case([24], block_size=1, topk=4, HK=2, D=5),
+    "blocks of 3": make_case([20, 7], block_size=3, topk=4, HK=2, D=16),
+    "blocks of 100": make_case([230], queries=[80], block_size=100, topk=3, D=40),
+    "blocks of 128": make_case([300], queries=[70], block_size=128, topk=2, D=64),
+    "blocks of 256": make_case([530], queries=[70], block_size=256, topk=2, D=128),
+    "blocks of 200": make_case([410], queries=[70], block_size=200, topk=2, D=24),
+    "heads of 256": make_case([100], block_size=40, topk=2, H=1, D=256),
     "only the current block": make_case([70, 4], block_size=16, topk=1),
     "more slots than blocks": make_case([40, 9], block_size=8, topk=9),
     "one block, not complete": make_case([9], block_size=10**10, topk=3),
 }
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_agrees_with_the_reference(name, dtype):
     check(CASES[name], dtype)
 
@@ -131,7 +133,7 @@ def test_agrees_with_the_reference(name, dtype):
 def test_many_blocks(n_blocks):
     block_size = 2 if n_blocks < 1000 else 1
     lengths = [n_blocks * block_size - block_size // 2]
-    queries = [min(40, *lengths)]
+    queries = [20]
     case = make_case(lengths, queries=queries, block_size=block_size, topk=5)
     check(case, selected=draw_choice(case))
 
@@ -171,7 +173,7 @@ def test_slots_may_be_empty_anywhere():
     check(case, selected=selected)
 
 
-@pytest.mark.parametrize("name", ["a pack", "blocks of 200", "decoding"])
+@pytest.mark.parametrize("name", ["a pack", "blocks of 100"])
 def test_shares_of_the_queries(name):
     case = rounded(CASES[name], torch.float32)
     q, k, v, selected, blocks = tensors_of(case, torch.float32)
@@ -254,11 +256,16 @@ def readers(case, selected, token):
     return torch.as_tensor(selected.cpu() == int(block)).any(-1)
 
 
-@pytest.mark.parametrize("block_size", [3, 20, 150])
 @pytest.mark.parametrize(
-    ("name", "value"), [("k", torch.nan), ("v", torch.nan), ("v", torch.inf)]
+    ("block_size", "name", "value"),
+    [
+        (3, "v", torch.nan),
+        (20, "k", torch.nan),
+        (20, "v", torch.inf),
+        (150, "v", torch.nan),
+    ],
 )
-def test_what_is_not_finite_stays_where_it_is_read(name, value, block_size):
+def test_what_is_not_finite_stays_where_it_is_read(block_size, name, value):
     lengths = [2 * block_size + 2, block_size + 5]
     case = make_case(lengths, block_size=block_size, topk=2, H=2, HK=2, D=16)
     q, k, v, selected, blocks = tensors_of(case, torch.float16)
@@ -294,11 +301,11 @@ def test_a_query_that_is_not_finite_harms_no_other():
 
 @pytest.mark.parametrize("block_size", [16, 160])
 def test_large_scores_do_not_overflow(block_size):
-    case = make_case([3 * block_size], block_size=block_size, topk=2, D=16)
+    case = make_case([3 * block_size], queries=[40], block_size=block_size, topk=2)
     check(case.replace(q=case.q * 1e4))
 
 
-@pytest.mark.parametrize("block_size", [16, 300])
+@pytest.mark.parametrize("block_size", [16, 272])
 def test_scores_of_minus_infinity_weigh_nothing(block_size):
     case = make_case([2 * block_size], block_size=block_size, topk=2, D=16, H=1)
     q, k, v, selected, blocks = tensors_of(case, torch.float32)

@@ -100,13 +100,15 @@ def attend_resident(
     )
     for at in tl.range(begin, end, ROWS, num_stages=STAGES):
         left = end - at
+        scores = tl.dot(queries, keys.T, input_precision=PRECISION)
         # A query is loaded one tile and its pair two tiles ahead: an address depends on
         # the load before, and there is little else to do while both are on their way.
         far_pair = tl.load(pairs + at + 2 * ROWS + row, row < left - 2 * ROWS, 0)
         next_queries = gather_queries(
             q, q_strides, next_pair, row < left - ROWS, SLOTS, HEADS, D, WIDTH
         )
-        scores = tl.dot(queries, keys.T, input_precision=PRECISION)
+        # Loads do not move down behind it.
+        tl.debug_barrier()
         if not EVEN:
             scores = tl.where((key < block_size)[None, :], scores, float("-inf"))
         largest = tl.max(scores, 1) * scale
