@@ -266,12 +266,12 @@ def readers(case, selected, token):
     ],
 )
 def test_what_is_not_finite_stays_where_it_is_read(block_size, name, value):
-    lengths = [2 * block_size + 2, block_size + 5]
+    lengths = [2 * block_size + 9, block_size + 5]
     case = make_case(lengths, block_size=block_size, topk=2, H=2, HK=2, D=16)
     q, k, v, selected, blocks = tensors_of(case, torch.float16)
     clean = run(q, k, v, selected, blocks)
-    # In a past block, at the end of a sequence, and at the beginning of the next.
-    for token in (1, lengths[0] - 1, lengths[0]):
+    # Behind a past block, at the end of a sequence, and at the beginning of the next.
+    for token in (block_size, lengths[0] - 1, lengths[0]):
         dirty = {"k": k.clone(), "v": v.clone()}
         dirty[name][token, 0, 3] = value
         found = run(q, **dirty, selected=selected, blocks=blocks)
