@@ -1,0 +1,187 @@
+"""Compile what a host function launches, for GPUs that are not here.
+
+A job names a function that launches kernels and its arguments. The function runs on CPU
+tensors in a process of its own, where a launch compiles the kernel for the target, just
+as a real launch would with these arguments, and runs nothing. So host functions must
+not look at results, which they must not do on a GPU either.
+
+    python tests/compiled.py <<< '[{"call": "launches:pool_keys", "target": "sm_90"}]'
+"""
+
+import importlib
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+TESTS = Path(__file__).parent
+# Bytes of shared memory that one program may use.
+SHARED = {"sm_80": 166912, "sm_90": 232448, "gfx942": 65536}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One call to compile: "module:function", the target, arguments in JSON's types."""
+
+    call: str
+    target: str
+    arguments: dict = field(default_factory=dict)
+
+    def __str__(self):
+        values = "-".join(str(value) for value in self.arguments.values())
+        return f"{self.call.split(':')[1]}-{self.target}-{values}"
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """What became of one launch.
+
+    Attributes:
+        name: of the kernel.
+        registers: per thread.
+        spills: bytes per thread that did not fit into registers.
+        shared: bytes of shared memory.
+        wgmma: instructions of Hopper's asynchronous tensor cores in the PTX.
+        instructions: machine instructions, 0 where there is no disassembler.
+        num_warps: warps per program.
+    """
+
+    name: str
+    registers: int
+    spills: int
+    shared: int
+    wgmma: int
+    instructions: int
+    num_warps: int
+
+
+def compile_jobs(jobs):
+    """Compile all jobs in one process without the interpreter.
+
+    Returns:
+        One entry per job: its launches in order, list of Kernel, or the text of what
+        went wrong.
+    """
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    paths = [str(TESTS.parent), str(TESTS), os.environ.get("PYTHONPATH", "")]
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+    result = subprocess.run(
+        [sys.executable, __file__],
+        input=json.dumps([vars(job) for job in jobs]),
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    if result.returncode:
+        raise RuntimeError(result.stderr)
+    done = json.loads(result.stdout.splitlines()[-1])
+    return [d if isinstance(d, str) else [Kernel(**k) for k in d] for d in done]
+
+
+class Target:
+    """Stand in for the driver of a GPU: say which one it would be."""
+
+    def __init__(self, name):
+        from triton.backends.compiler import GPUTarget
+
+        self.name = name
+        if name.startswith("sm_"):
+            self.target = GPUTarget("cuda", int(name[3:]), 32)
+        else:
+            self.target = GPUTarget("hip", name, 64)
+
+    def get_current_target(self):
+        return self.target
+
+    def get_current_device(self):
+        # Triton keeps what it compiled by device.
+        return self.name
+
+    def get_current_stream(self, device):
+        return 0
+
+
+def compile_job(job):
+    """Run the job's function with launches that only compile; return the kernels."""
+    from triton.runtime import driver
+    from triton.runtime.jit import JITFunction
+
+    driver.set_active(Target(job.target))
+    launched, run = [], JITFunction.run
+
+    def only_compile(kernel, *args, grid, warmup, **options):
+        launched.append(run(kernel, *args, grid=grid, warmup=True, **options))
+        return launched[-1]
+
+    module, function = job.call.split(":")
+    JITFunction.run = only_compile
+    try:
+        getattr(importlib.import_module(module), function)(**job.arguments)
+    finally:
+        JITFunction.run = run
+    return [vars(describe(kernel)) for kernel in launched]
+
+
+def describe(kernel):
+    """Read registers, spills and instructions off a triton CompiledKernel."""
+    read = read_cubin if "cubin" in kernel.asm else read_amdgcn
+    registers, spills, instructions = read(kernel)
+    return Kernel(
+        name=kernel.name,
+        registers=registers,
+        spills=spills,
+        shared=kernel.metadata.shared,
+        wgmma=kernel.asm.get("ptx", "").count("wgmma.mma_async"),
+        instructions=instructions,
+        num_warps=kernel.metadata.num_warps,
+    )
+
+
+def read_cubin(kernel):
+    # Spilled registers are what these kernels have on the stack.
+    usage = disassemble(kernel, "-res-usage")
+    registers, stack = re.search(r"REG:(\d+) STACK:(\d+)", usage).groups()
+    sass = disassemble(kernel, "-sass")
+    lines = re.findall(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?!.*\bNOP\b)", sass, re.MULTILINE)
+    return int(registers), int(stack), len(lines)
+
+
+def disassemble(kernel, option):
+    from triton import knobs
+
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(kernel.asm["cubin"])
+        file.flush()
+        command = [knobs.nvidia.cuobjdump.path, option, file.name]
+        return subprocess.run(
+            command, capture_output=True, text=True, check=True
+        ).stdout
+
+
+def read_amdgcn(kernel):
+    text = kernel.asm["amdgcn"]
+
+    def number(name):
+        return int(re.search(rf"\.{name}:\s+(\d+)", text).group(1))
+
+    spilled = number("vgpr_spill_count") + number("sgpr_spill_count")
+    return number("vgpr_count"), 4 * spilled, 0
+
+
+def main():
+    """Compile the jobs on standard input, print what became of them as one line."""
+    done = []
+    for job in json.load(sys.stdin):
+        try:
+            done.append(compile_job(Job(**job)))
+        except Exception as error:
+            done.append(f"{type(error).__name__}: {error}")
+    print(json.dumps(done))
+
+
+if __name__ == "__main__":
+    main()
