@@ -1,0 +1,119 @@
+"""Choose the tiles of the kernels of the backward pass.
+
+The numbers are those with which no kernel keeps registers in memory inside its loop. A
+tile of keys has gradients of keys and values in registers, twice 128 x 128 float32 for
+the largest, half of what a multiprocessor has.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from moba_fast.kernels.tilings import FAMILIES, Tiling, fit, padded
+
+
+@dataclass(frozen=True)
+class BackwardTiling:
+    """Say how each kernel of the backward pass divides its work.
+
+    Attributes:
+        past: of `past_kernel`, that owns keys and walks a list of queries.
+        current: of `current_kernel`, that owns keys and walks their block's queries.
+        queries: of the kernels that own queries and walk the keys of a block.
+    """
+
+    past: Tiling
+    current: Tiling
+    queries: Tiling
+
+
+# By the width of a tile, up to which an entry is good.
+PAST = {
+    "hopper": {
+        128: Tiling(64, 128, warps=8, stages=3),
+        256: Tiling(64, 64, warps=8, stages=2),
+    },
+    "ampere": {
+        128: Tiling(64, 64, warps=8, stages=2),
+        256: Tiling(32, 32, warps=8, stages=2),
+    },
+    "amd": {
+        128: Tiling(32, 32, warps=4),
+        256: Tiling(16, 16, warps=4),
+    },
+}
+CURRENT = {
+    "hopper": {
+        128: Tiling(64, 128, warps=8, stages=2),
+        256: Tiling(64, 64, warps=8, stages=2),
+    },
+    "ampere": PAST["ampere"],
+    "amd": PAST["amd"],
+}
+QUERIES = {
+    "hopper": {
+        128: Tiling(64, 64, warps=4, stages=2),
+        256: Tiling(64, 64, warps=8, stages=2),
+    },
+    "ampere": {
+        128: Tiling(64, 32, warps=4, stages=2),
+        256: Tiling(32, 32, warps=8, stages=2),
+    },
+    "amd": PAST["amd"],
+}
+# float32 has no tensor cores that keep its precision, so tiles are small.
+KEYS_FLOAT32 = {64: Tiling(16, 32, warps=4), 256: Tiling(16, 16, warps=8)}
+QUERIES_FLOAT32 = {64: Tiling(32, 16, warps=4), 256: Tiling(16, 16, warps=8)}
+
+
+def backward_tiling(dtype, D, block_size, family):
+    """Choose the tiles of the backward pass.
+
+    Args:
+        dtype: of q, k and v.
+        D: head dimension.
+        block_size: keys per block.
+        family: one of FAMILIES.
+
+    Returns:
+        BackwardTiling.
+
+    Example: a tile has no more keys than a block.
+        >>> backward_tiling(torch.float16, 128, 128, "hopper").past.keys
+        128
+        >>> backward_tiling(torch.float16, 128, 20, "hopper").past.keys
+        32
+    """
+    if dtype.itemsize > 2:
+        tables = KEYS_FLOAT32, KEYS_FLOAT32, QUERIES_FLOAT32
+    else:
+        tables = PAST[family], CURRENT[family], QUERIES[family]
+    past, current, queries = (fit(table, D) for table in tables)
+    most = padded(block_size)
+    return BackwardTiling(
+        replace(past, keys=min(past.keys, most)),
+        replace(current, keys=min(current.keys, most), rows=min(current.rows, most)),
+        replace(queries, keys=min(queries.keys, most), rows=min(queries.rows, most)),
+    )
+
+
+def configurations():
+    """List inputs with which `backward_tiling` chooses all it can.
+
+    Returns:
+        List of (dtype, D, block_size), one for every set of kernels.
+
+    Example:
+        >>> (torch.float32, 256, 16) in configurations()
+        True
+    """
+    found = {}
+    for dtype in (torch.bfloat16, torch.float16, torch.float32):
+        for D in (256, 192, 128, 96, 64, 32, 16):
+            for block_size in (16, 32, 64, 100, 128, 500, 512):
+                chosen = [backward_tiling(dtype, D, block_size, f) for f in FAMILIES]
+                even = [block_size % c.past.keys == 0 for c in chosen]
+                longer = [block_size > c.past.keys for c in chosen]
+                key = dtype, padded(D), padded(D) - D, *chosen, *even, *longer
+                found.setdefault(key, (dtype, D, block_size))
+    return list(found.values())
