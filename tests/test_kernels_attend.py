@@ -164,15 +164,6 @@ def test_a_list_may_need_many_programs(monkeypatch):
     check(case, selected=selected)
 
 
-def test_slots_may_be_empty_anywhere():
-    case = CASES["a pack"]
-    selected = draw_choice(case)
-    # The check of `selected` lets padding stand in front, too.
-    selected[..., :-1] = np.sort(selected[..., :-1], axis=-1)
-    assert ((selected[..., 0] < 0) & (selected[..., 1] >= 0)).any()
-    check(case, selected=selected)
-
-
 @pytest.mark.parametrize("name", ["a pack", "blocks of 100"])
 def test_shares_of_the_queries(name):
     case = rounded(CASES[name], torch.float32)

@@ -138,7 +138,7 @@ def sink(case, share=1.0):
     own = blocks.of_query - blocks.first_of_query
     for i, h in np.argwhere(np.broadcast_to(own[:, None] > 0, case.q.shape[:2])):
         selected[i, h, 0] = blocks.first_of_query[i]
-        if own[i] > 1 and rng.random() < share:
+        if case.topk > 2 and own[i] > 1 and rng.random() < share:
             selected[i, h, 1] = blocks.first_of_query[i] + rng.integers(1, own[i])
     return selected
 

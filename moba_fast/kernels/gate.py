@@ -12,16 +12,12 @@ import torch
 import triton
 import triton.language as tl
 
-from moba_fast.kernels.gate_means import split_means
+from moba_fast.kernels.gate_means import levels_per_score, split_means
 
 # Past blocks that one pass over the means can keep per row.
 MOST_KEPT = 32
 # A float32 between 2^23 and 2^24 has the integers as its last bits.
 MAGIC = tl.constexpr(2.0**23 + 2.0**22)
-LEVELS = tl.constexpr(2.0**22 - 4)
-# Products may round to a little more than the bound on them.
-SLACK = tl.constexpr(1 + 2.0**-10)
-SMALLEST_STEP = tl.constexpr(2.0**-126)
 COLUMN_BITS = tl.constexpr(7)
 NO_KEY = tl.constexpr(-(2**31))
 NO_SCORE = tl.constexpr(-(2**24))
@@ -130,26 +126,6 @@ def select_blocks(q, k_mean, blocks, topk):
         past.copy_(past.masked_fill(past < 0, missing).sort(-1).values)
         past.masked_fill_(past == missing, -1)
     return selected
-
-
-@triton.jit
-def levels_per_score(q, largest_square):
-    """Return by what scores of a row are multiplied to be integers below LEVELS.
-
-    It is 0 for rows whose scores are all 0, or that are not finite.
-
-    Args:
-        q: (ROWS, WIDTH) queries.
-        largest_square: the largest squared norm of a mean.
-    """
-    q = tl.abs(q.to(tl.float32))
-    largest = tl.max(q, 1)
-    unit = tl.where(largest > 0, largest, 1)
-    q /= unit[:, None]
-    bound = unit * tl.sqrt(tl.sum(q * q, 1)) * tl.sqrt(largest_square) * SLACK
-    step = bound / LEVELS
-    usable = (step > SMALLEST_STEP) & (step < float("inf"))
-    return tl.where(usable, 1 / tl.where(usable, step, 1), 0)
 
 
 @triton.jit

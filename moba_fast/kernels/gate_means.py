@@ -1,10 +1,14 @@
-"""Bring the means of all blocks into the form that the gate reads."""
+"""Bring means and scores into the form that the gate compares."""
 
 import torch
 import triton
 import triton.language as tl
 
 TILE = 64
+LEVELS = tl.constexpr(2.0**22 - 4)
+# Products may round to a little more than the bound on them.
+SLACK = tl.constexpr(1 + 2.0**-10)
+SMALLEST_STEP = tl.constexpr(2.0**-126)
 
 
 def split_means(k_mean, dtype, tile):
@@ -110,3 +114,23 @@ def scale_means(
         tl.store(address, rounded, mask=(block < padded)[:, None])
         # What is not finite has no rest.
         mean = finite_or_zero(mean - rounded.to(tl.float32))
+
+
+@triton.jit
+def levels_per_score(q, largest_square):
+    """Return by what scores of a row are multiplied to be integers below LEVELS.
+
+    It is 0 for rows whose scores are all 0, or that are not finite.
+
+    Args:
+        q: (ROWS, WIDTH) queries.
+        largest_square: the largest squared norm of a mean.
+    """
+    q = tl.abs(q.to(tl.float32))
+    largest = tl.max(q, 1)
+    unit = tl.where(largest > 0, largest, 1)
+    q /= unit[:, None]
+    bound = unit * tl.sqrt(tl.sum(q * q, 1)) * tl.sqrt(largest_square) * SLACK
+    step = bound / LEVELS
+    usable = (step > SMALLEST_STEP) & (step < float("inf"))
+    return tl.where(usable, 1 / tl.where(usable, step, 1), 0)
