@@ -44,7 +44,8 @@ def moba_attention_backward(
         (0.0, 0.0, 3.0)
     """
     merged, options = (dout, q, k, v, out, lse), (softmax_scale, deterministic, kernel)
-    grads = [torch.zeros_like(x, dtype=gate_dtype(q)) for x in (q, k, v)]
+    sums = [torch.zeros_like(x, dtype=gate_dtype(q)) for x in (k, v)]
+    grads = torch.empty_like(q, dtype=gate_dtype(q)), *sums
     add_current(grads, *merged, blocks, *options)
     add_past(grads, *merged, route(selected, blocks), blocks, *options)
     return tuple(grad.to(q.dtype) for grad in grads)
@@ -64,18 +65,19 @@ def add_current(
     kernel,
     first=0,
 ):
-    """Add the causal part inside every block to [dq, dk, dv], in place.
+    """Write the causal part inside every block to dq and add it to dk and dv.
 
-    Where q is a share of the queries, `first` is the one that it begins with.
+    `grads` are these three. Where q is a share of the queries, `first` is the one that
+    it begins with.
     """
     keys, pack = current_pack(blocks, first, first + len(q))
     parts = attention_backward(
         *(dout, q, k[keys], v[keys], out, lse, pack, True, softmax_scale),
         *(deterministic, kernel),
     )
-    dq, dk, dv = grads
-    for grad, part in zip((dq, dk[keys], dv[keys]), parts, strict=True):
-        grad += part
+    grads[0].copy_(parts[0])
+    for grad, part in zip(grads[1:], parts[1:], strict=True):
+        grad[keys] += part
 
 
 def add_past(

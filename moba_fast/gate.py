@@ -10,7 +10,7 @@ SCORES_PER_CHUNK = 2**22
 # bound: two sums of the same D products, added in different orders, are at most D eps
 # |q| |k_mean| apart (D eps / 2 each from the exact sum), but so wide a margin would tie
 # scores that differ. Equal means were seen up to 2.9 apart in one float32 product on a
-# CPU, for random vectors along one direction and D up to 256; up to 8 only where all
+# CPU, for random vectors along one direction and D up to 256; about 8 only where all
 # elements of q and of the means are equal. A tie that is missed is decided by rounding.
 TIE_ROUNDINGS = 4
 

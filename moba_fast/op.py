@@ -126,7 +126,7 @@ def attend_backward(
                 x[a:b, part.heads] for x in (dout, q, out, lse, selected)
             )
             tensors = some_dout, some_q, keys, values, some_out, some_lse
-            grads = torch.zeros_like(some_q, dtype=dk.dtype), dk, dv
+            grads = torch.empty_like(some_q, dtype=dk.dtype), dk, dv
             add_current(grads, *tensors, blocks, *options, a)
             these = blocks.of_queries(a, b)
             add_past(grads, *tensors, route(chosen, these), these, *options)

@@ -54,7 +54,7 @@ def check_repeated_runs(target, dtype):
 
 def check_small_workspace(target, dtype):
     """Run in the smallest workspace there is: many parts, the same results."""
-    q, k, _, _ = expected(CASE, dtype).tensors
+    q, k, _, _ = (x.to(target.device) for x in expected(CASE, dtype).tensors)
     limit = smallest_workspace(q, k)
     results, _ = run(target, CASE, dtype, workspace_bytes=limit)
     count = sum(len(p.queries) for p in parts(q, k, CASE.block_size, CASE.topk, limit))

@@ -5,7 +5,8 @@ tensors in a process of its own, where a launch compiles the kernel for the targ
 as a real launch would with these arguments, and runs nothing. So host functions must
 not look at results, which they must not do on a GPU either.
 
-    python tests/compiled.py <<< '[{"call": "launches:pool_keys", "target": "sm_90"}]'
+    echo '[{"call": "launch_gate:pool_keys", "target": "sm_90"}]' \\
+        | python tests/compiled.py
 """
 
 import importlib
@@ -15,6 +16,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -46,7 +48,6 @@ class Kernel:
         spills: bytes per thread that did not fit into registers.
         shared: bytes of shared memory.
         wgmma: instructions of Hopper's asynchronous tensor cores in the PTX.
-        instructions: machine instructions, 0 where there is no disassembler.
         num_warps: warps per program.
     """
 
@@ -55,17 +56,24 @@ class Kernel:
     spills: int
     shared: int
     wgmma: int
-    instructions: int
     num_warps: int
 
 
 def compile_jobs(jobs):
-    """Compile all jobs in one process without the interpreter.
+    """Compile all jobs without the interpreter, in a process per processor.
 
     Returns:
         One entry per job: its launches in order, list of Kernel, or the text of what
         went wrong.
     """
+    count = os.cpu_count()
+    with ThreadPoolExecutor() as pool:
+        shares = list(pool.map(compile_share, [jobs[i::count] for i in range(count)]))
+    return [shares[i % count][i // count] for i in range(len(jobs))]
+
+
+def compile_share(jobs):
+    """Compile jobs in one process of their own; see `compile_jobs`."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     paths = [str(TESTS.parent), str(TESTS), os.environ.get("PYTHONPATH", "")]
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
@@ -80,6 +88,23 @@ def compile_jobs(jobs):
         raise RuntimeError(result.stderr)
     done = json.loads(result.stdout.splitlines()[-1])
     return [d if isinstance(d, str) else [Kernel(**k) for k in d] for d in done]
+
+
+def check_all(jobs, check):
+    """Compile jobs, check the launches of each, and fail with all that is wrong.
+
+    Args:
+        jobs: list of Job.
+        check: function of a job and its launches, with assertions.
+    """
+    wrong = []
+    for job, launches in zip(jobs, compile_jobs(jobs), strict=True):
+        try:
+            assert not isinstance(launches, str), launches
+            check(job, launches)
+        except AssertionError as error:
+            wrong.append(f"{job}: {launches}\n{error}")
+    assert not wrong, "\n\n".join(wrong)
 
 
 class Target:
@@ -127,39 +152,29 @@ def compile_job(job):
 
 
 def describe(kernel):
-    """Read registers, spills and instructions off a triton CompiledKernel."""
+    """Read registers and spills off a triton CompiledKernel."""
     read = read_cubin if "cubin" in kernel.asm else read_amdgcn
-    registers, spills, instructions = read(kernel)
+    registers, spills = read(kernel)
     return Kernel(
         name=kernel.name,
         registers=registers,
         spills=spills,
         shared=kernel.metadata.shared,
         wgmma=kernel.asm.get("ptx", "").count("wgmma.mma_async"),
-        instructions=instructions,
         num_warps=kernel.metadata.num_warps,
     )
 
 
 def read_cubin(kernel):
-    # Spilled registers are what these kernels have on the stack.
-    usage = disassemble(kernel, "-res-usage")
-    registers, stack = re.search(r"REG:(\d+) STACK:(\d+)", usage).groups()
-    sass = disassemble(kernel, "-sass")
-    lines = re.findall(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?!.*\bNOP\b)", sass, re.MULTILINE)
-    return int(registers), int(stack), len(lines)
-
-
-def disassemble(kernel, option):
     from triton import knobs
 
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(kernel.asm["cubin"])
         file.flush()
-        command = [knobs.nvidia.cuobjdump.path, option, file.name]
-        return subprocess.run(
-            command, capture_output=True, text=True, check=True
-        ).stdout
+        command = [knobs.nvidia.cuobjdump.path, "-res-usage", file.name]
+        usage = subprocess.run(command, capture_output=True, text=True, check=True)
+    # Spilled registers are what these kernels have on the stack.
+    return map(int, re.search(r"REG:(\d+) STACK:(\d+)", usage.stdout).groups())
 
 
 def read_amdgcn(kernel):
@@ -169,7 +184,7 @@ def read_amdgcn(kernel):
         return int(re.search(rf"\.{name}:\s+(\d+)", text).group(1))
 
     spilled = number("vgpr_spill_count") + number("sgpr_spill_count")
-    return number("vgpr_count"), 4 * spilled, 0
+    return number("vgpr_count"), 4 * spilled
 
 
 def main():

@@ -107,7 +107,7 @@ def attend_resident(
         next_queries = gather_queries(
             q, q_strides, next_pair, row < left - ROWS, SLOTS, HEADS, D, WIDTH
         )
-        # Loads do not move down behind it.
+        # Loads do not move below it.
         tl.debug_barrier()
         if not EVEN:
             scores = tl.where((key < block_size)[None, :], scores, float("-inf"))

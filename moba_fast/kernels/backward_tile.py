@@ -45,7 +45,7 @@ def add_key_gradients(
     Tiles are (KEYS, WIDTH) and (ROWS, WIDTH); lse (ROWS,) is in units of log 2 and
     scale holds log2(e); `readable`, used if MASKED, is broadcast to (KEYS, ROWS). Rows
     of zeros give nothing. sum_k lacks the factor softmax_scale, and so do the gradients
-    of the scores, (KEYS, ROWS), which are returned behind the sums.
+    of the scores, (KEYS, ROWS), which are returned after the sums.
 
     Scores stand with keys as rows: weights then leave the first two products in the
     layout in which the next two take them, and need no trip through shared memory.

@@ -7,9 +7,7 @@ the largest, half of what a multiprocessor has.
 
 from dataclasses import dataclass, replace
 
-import torch
-
-from moba_fast.kernels.tilings import FAMILIES, Tiling, fit, padded
+from moba_fast.kernels.tilings import FAMILIES, Tiling, different, fit, padded
 
 
 @dataclass(frozen=True)
@@ -79,6 +77,7 @@ def backward_tiling(dtype, D, block_size, family):
         BackwardTiling.
 
     Example: a tile has no more keys than a block.
+        >>> import torch
         >>> backward_tiling(torch.float16, 128, 128, "hopper").past.keys
         128
         >>> backward_tiling(torch.float16, 128, 20, "hopper").past.keys
@@ -104,16 +103,14 @@ def configurations():
         List of (dtype, D, block_size), one for every set of kernels.
 
     Example:
+        >>> import torch
         >>> (torch.float32, 256, 16) in configurations()
         True
     """
-    found = {}
-    for dtype in (torch.bfloat16, torch.float16, torch.float32):
-        for D in (256, 192, 128, 96, 64, 32, 16):
-            for block_size in (16, 32, 64, 100, 128, 500, 512):
-                chosen = [backward_tiling(dtype, D, block_size, f) for f in FAMILIES]
-                even = [block_size % c.past.keys == 0 for c in chosen]
-                longer = [block_size > c.past.keys for c in chosen]
-                key = dtype, padded(D), padded(D) - D, *chosen, *even, *longer
-                found.setdefault(key, (dtype, D, block_size))
-    return list(found.values())
+
+    def kernels(dtype, D, block_size):
+        chosen = [backward_tiling(dtype, D, block_size, f) for f in FAMILIES]
+        ends = [(block_size % c.past.keys, block_size > c.past.keys) for c in chosen]
+        return *chosen, *((end == 0, longer) for end, longer in ends)
+
+    return different(kernels)

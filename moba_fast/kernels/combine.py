@@ -119,7 +119,7 @@ def attend_own(
     """Attend causally from queries of one block to its keys.
 
     The block begins at key `first`. `count` queries stand at the keys from `at` on; the
-    rows behind them may hold anything. Returns a running attention, see `add_keys`.
+    rows after them may hold anything. Returns a running attention, see `add_keys`.
     """
     row, key = tl.arange(0, ROWS), tl.arange(0, KEYS)
     largest = tl.full((ROWS,), float("-inf"), tl.float32)

@@ -7,12 +7,14 @@ need no mark of what was taken.
 """
 
 from dataclasses import dataclass
+from itertools import product
 
 import torch
 import triton
 import triton.language as tl
 
 from moba_fast.kernels.gate_means import levels_per_score, split_means
+from moba_fast.kernels.tilings import FAMILIES, gpu_family, padded
 
 # Past blocks that one pass over the means can keep per row.
 MOST_KEPT = 32
@@ -43,22 +45,25 @@ class Config:
     num_warps: int
 
 
-def config(dtype, D, rows):
+def config(dtype, D, rows, family):
     """Choose the tile for a dtype, D dimensions and rows that read the same blocks.
 
+    `family` is one of `moba_fast.kernels.tilings.FAMILIES`: Hopper's tensor cores leave
+    enough registers for larger tiles.
+
     Example: prefill, and a decoding step with four query heads per key head.
-        >>> config(torch.bfloat16, 128, rows=4096)
+        >>> config(torch.bfloat16, 128, 4096, "hopper")
         Config(rows=128, columns=128, width=128, parts=2, num_warps=8)
-        >>> config(torch.bfloat16, 128, rows=4)
+        >>> config(torch.bfloat16, 128, 4, "hopper")
         Config(rows=16, columns=64, width=128, parts=2, num_warps=4)
     """
-    width = max(16, triton.next_power_of_2(D))
+    width, hopper = padded(D), family == "hopper"
     if dtype.itemsize > 2:
-        rows, columns, parts = (32 if rows >= 32 else 16), 32, 1
-        return Config(rows, columns, width, parts, num_warps=4)
-    if rows < 64:
+        columns = 16 if width > 128 else 32
+        return Config(16, columns, width, parts=1, num_warps=8 if width > 64 else 4)
+    if rows < 64 or (width > 128 and not hopper):
         return Config(16, 64, width, parts=2, num_warps=4)
-    if rows < 128 or width > 128:
+    if rows < 128 or width > (128 if hopper else 64):
         return Config(64, 64, width, parts=2, num_warps=4)
     return Config(128, 128, width, parts=2, num_warps=8)
 
@@ -66,10 +71,13 @@ def config(dtype, D, rows):
 def configurations():
     """List every configuration that `config` may return, with the arguments for it."""
     return {
-        (dtype, D, rows): config(dtype, D, rows)
-        for dtype in (torch.bfloat16, torch.float16, torch.float32)
-        for D in (16, 32, 64, 128, 256)
-        for rows in (16, 64, 128)
+        inputs: config(*inputs)
+        for inputs in product(
+            (torch.bfloat16, torch.float16, torch.float32),
+            (16, 32, 64, 128, 256),
+            (16, 64, 128),
+            FAMILIES,
+        )
     }
 
 
@@ -103,7 +111,7 @@ def select_blocks(q, k_mean, blocks, topk):
     ratio, slots = heads // heads_k, topk - 1
     n_rows = n_queries * ratio
     sequences = max(1, len(blocks.cu_seqlens) - 1)
-    tile = config(q.dtype, D, n_rows // sequences)
+    tile = config(q.dtype, D, n_rows // sequences, gpu_family())
     means, norms = split_means(k_mean, q.dtype, tile)
     passes = triton.cdiv(slots, MOST_KEPT)
     worst = torch.empty(
@@ -173,7 +181,7 @@ def choose_best(
     """Write the `count` best past blocks of some rows, ascending, and the current one.
 
     A row is a query and a head of the group that reads kv_head. `worst` (S, H) holds
-    what the pass before kept last; with AFTER only what comes behind that counts.
+    what the pass before kept last; with AFTER only what comes after that counts.
     """
     tiles = tl.cdiv(n_rows, ROWS)
     # Late queries have more to read, so they go first.
@@ -247,7 +255,7 @@ def ascending(ids, KEPT: tl.constexpr):
 
 @triton.jit
 def comes_after(key, block, before):
-    """Say which blocks are worse than one, or as good but behind it."""
+    """Say which blocks are worse than one, or as good but after it."""
     score, last = (before >> 32).to(tl.int32), (before & LAST).to(tl.int32) ^ LAST
     tied = (key >> COLUMN_BITS == score[:, None]) & (block > last[:, None])
     return tied | (key >> COLUMN_BITS < score[:, None])

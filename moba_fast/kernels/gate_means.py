@@ -4,7 +4,8 @@ import torch
 import triton
 import triton.language as tl
 
-TILE = 64
+# Numbers of a tile of means, which a program holds in registers.
+TILE_SIZE = 8192
 LEVELS = tl.constexpr(2.0**22 - 4)
 # Products may round to a little more than the bound on them.
 SLACK = tl.constexpr(1 + 2.0**-10)
@@ -32,8 +33,9 @@ def split_means(k_mean, dtype, tile):
     means = k_mean.new_empty(tile.parts, heads, padded, tile.width, dtype=dtype)
     norms = torch.zeros(2, heads, dtype=torch.int32, device=k_mean.device)
     k_mean = k_mean.contiguous()
-    sizes = (n_blocks, heads, padded, D, tile.width, TILE)
-    grid = (triton.cdiv(padded, TILE), heads)
+    rows = min(64, TILE_SIZE // tile.width)
+    sizes = (n_blocks, heads, padded, D, tile.width, rows)
+    grid = (triton.cdiv(padded, rows), heads)
     largest_mean[grid](k_mean, norms, *sizes, num_warps=4)
     exponent = 14 if dtype == torch.float16 else 1
     scale_means[grid](k_mean, norms, means, *sizes, tile.parts, exponent, num_warps=4)

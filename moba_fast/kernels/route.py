@@ -245,7 +245,7 @@ def map_tiles(
     i = tl.program_id(0) * TILE + tl.arange(0, TILE)
     pairs = tl.load(cu_pairs + i, mask=i <= n_lists, other=0)
     tl.store(first_tile + i, pairs // rows + i, mask=i <= n_lists)
-    # The last list that does not begin behind tile i, by bisection.
+    # The last list that does not begin after tile i, by bisection.
     low, high = tl.zeros_like(i), tl.zeros_like(i) + n_lists
     steps = n_lists
     while steps > 0:

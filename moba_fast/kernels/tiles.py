@@ -43,7 +43,7 @@ def describe(x, rows):
 
 @triton.jit
 def column_mask(mask, column, D: tl.constexpr, WIDTH: tl.constexpr):
-    """Take from a mask of rows (ROWS, 1) the columns behind D, if there are any."""
+    """Take from a mask of rows (ROWS, 1) the columns from D on, if there are any."""
     if WIDTH > D:
         mask = mask & (column < D)[None, :]
     return mask

@@ -176,12 +176,28 @@ def configurations(tiling):
         >>> (torch.float32, 256, 16) in configurations(combine_tiling)
         True
     """
+
+    def kernel(dtype, D, block_size):
+        chosen = [tiling(dtype, D, block_size, f) for f in FAMILIES]
+        return *chosen, *(block_size % c.keys == 0 for c in chosen)
+
+    return different(kernel)
+
+
+def different(kernel):
+    """List inputs, one for every kernel that they lead to.
+
+    Args:
+        kernel: function of dtype, D and block_size, that tells apart what these choose.
+
+    Returns:
+        List of (dtype, D, block_size).
+    """
     found = {}
     for dtype in (torch.bfloat16, torch.float16, torch.float32):
         for D in (256, 192, 128, 96, 64, 32, 16):
             for block_size in (16, 32, 64, 100, 128, 500, 512):
-                chosen = [tiling(dtype, D, block_size, f) for f in FAMILIES]
-                even = [block_size % c.keys == 0 for c in chosen]
-                key = dtype, padded(D), padded(D) - D, *chosen, *even
-                found.setdefault(key, (dtype, D, block_size))
+                inputs = dtype, D, block_size
+                key = dtype, padded(D), padded(D) - D, kernel(*inputs)
+                found.setdefault(key, inputs)
     return list(found.values())
