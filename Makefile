@@ -6,7 +6,7 @@ INSTALLED := .venv/.installed
 
 help:
 	@echo "make notebooks   run every notebook, write pages to build/site/index.html"
-	@echo "make test        run all tests, about five minutes"
+	@echo "make test        run all tests, eight minutes or so"
 	@echo "make test-slow   run the long searches too"
 	@echo "make lab         open JupyterLab"
 	@echo "make lint        check style and formatting"
@@ -15,11 +15,14 @@ help:
 notebooks: $(INSTALLED)
 	$(BIN)/python -m moba_lab.notebooks
 
+# Two at a time; threads that spin while they wait would slow the other one down.
+PYTEST = OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 --dist loadfile
+
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-slow: $(INSTALLED)
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 lab: $(INSTALLED)
 	$(BIN)/jupyter lab --ServerApp.root_dir=notebooks

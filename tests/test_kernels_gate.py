@@ -157,8 +157,7 @@ def assert_valid(selected, blocks):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize("topk", [4, 36])
 def test_what_is_not_finite_stays_in_its_rows(topk, dtype):
-    # Query 100 has 10 past blocks in its own sequence.
-    case = make_case([80, 60], block_size=2, topk=topk, H=4, HK=2, D=8)
+    case = make_case([44, 30], block_size=1, topk=topk, H=2, HK=2, D=8)
     clean, blocks, _ = choose(case, dtype)
     for value in (np.nan, np.inf, -np.inf):
         q, k = case.q.copy(), case.k.copy()
@@ -173,9 +172,9 @@ def test_what_is_not_finite_stays_in_its_rows(topk, dtype):
         selected, _, _ = choose(case.replace(k=k), dtype)
         assert_valid(selected, blocks)
         differs = (selected != clean).any(-1)
-        assert not differs[:, :2].any()
-        assert not differs[:22].any()
-        assert not differs[80:].any()
+        assert not differs[:, 0].any()
+        assert not differs[:21].any()
+        assert not differs[44:].any()
 
 
 def test_huge_queries_are_ranked():
