@@ -13,12 +13,13 @@ LAST_RESORT = {"efficient": SDPBackend.EFFICIENT_ATTENTION}
 TRIAL = 64
 
 
-def dense_candidates(leaves, dout):
+def dense_candidates(leaves, dout, batch=1):
     """List PyTorch's dense attentions that take these inputs.
 
     Args:
-        leaves: q (S, H, D), k and v (S, HK, D).
-        dout: (S, H, D) gradient of the output, for leaves that need a gradient.
+        leaves: q (T, H, D), k and v (T, HK, D).
+        dout: (T, H, D) gradient of the output, for leaves that need a gradient.
+        batch: sequences of equal length among the T tokens.
 
     Returns:
         candidates: dict from name to a function of no arguments that attends.
@@ -28,29 +29,31 @@ def dense_candidates(leaves, dout):
         >>> x = torch.zeros(4, 2, 8)
         >>> candidates, missing = dense_candidates([x, x, x], x)
         >>> list(candidates), candidates["flash"]().shape, missing
-        (['flash'], torch.Size([4, 2, 8]), {})
+        (['flash'], torch.Size([1, 4, 2, 8]), {})
     """
     names = ["flash", "cudnn"] if dout.is_cuda else ["flash"]
-    candidates, missing = try_out({n: KERNELS[n] for n in names}, leaves, dout)
+    kernels = {n: KERNELS[n] for n in names}
+    candidates, missing = try_out(kernels, leaves, dout, batch)
     if not candidates and dout.is_cuda:
-        candidates, more = try_out(LAST_RESORT, leaves, dout)
+        candidates, more = try_out(LAST_RESORT, leaves, dout, batch)
         missing |= more
     return candidates, missing
 
 
-def try_out(kernels, leaves, dout):
+def try_out(kernels, leaves, dout, batch=1):
     """Ask every kernel for a short call; see `dense_candidates`."""
     candidates, missing = {}, {}
     for name, kernel in kernels.items():
-        for tensors in (leaves, one_head_each(leaves)):
+        for repeated in (False, True):
             try:
+                tensors = one_head_each(leaves) if repeated else leaves
                 trial = [x.detach()[:TRIAL] for x in tensors]
                 trial = [x.requires_grad_(leaves[0].requires_grad) for x in trial]
                 attend(trial, dout[:TRIAL], kernel)
             except RuntimeError as error:
                 missing[name] = str(error).splitlines()[0]
             else:
-                candidates[name] = later(tensors, dout, kernel)
+                candidates[name] = later(tensors, dout, kernel, batch)
                 missing.pop(name, None)
                 break
     return candidates, missing
@@ -70,15 +73,21 @@ def later(*arguments):
     return lambda: attend(*arguments)
 
 
-def attend(leaves, dout, kernel):
-    """Attend causally to all tokens with one kernel, and differentiate if wanted."""
-    q, k, v = (x.transpose(0, 1)[None] for x in leaves)
+def attend(leaves, dout, kernel, batch=1):
+    """Attend causally to all tokens with one kernel, and differentiate if wanted.
+
+    Returns:
+        out: (batch, T / batch, H, D).
+    """
+    q, k, v, dout = (
+        x.unflatten(0, (batch, -1)).transpose(1, 2) for x in (*leaves, dout)
+    )
     grouped = q.shape[1] != k.shape[1]
     with sdpa_kernel(kernel), warnings.catch_warnings():
         # A kernel that does not take the inputs warns why, then raises.
         warnings.simplefilter("ignore")
         out = scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
-    return with_gradients(out[0].transpose(0, 1), leaves, dout)
+    return with_gradients(out, leaves, dout).transpose(1, 2)
 
 
 def with_gradients(out, leaves, dout):

@@ -1,194 +1,269 @@
-"""Measure one call of moba_attention, stage by stage, next to dense attention."""
+"""Measure calls of moba_attention, stage by stage, next to dense attention."""
 
 import statistics
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
-from torch.nn.functional import pad
 
+from moba_fast.backends import kernel_of
 from moba_fast.blocks import partition
 from moba_fast.dense import dense_candidates, with_gradients
-from moba_fast.memory import peak_in_child, peak_of
+from moba_fast.memory import out_of_memory, peak_in_child, watched
 from moba_fast.moba import moba_attention
-from moba_fast.timing import spread, stage_times, take_turns, timed
+from moba_fast.points import Point, inputs
+from moba_fast.stage_work import count, stage_work, work
+from moba_fast.stages import stage_times
+from moba_fast.timing import PATIENCE, attempt, spread, take_turns
 from moba_fast.workspace import DEFAULT
 
-ROWS_PER_COUNT = 2**16
+WARM_UP_BLOCKS = 2
+ON_GPU = "allocated on the GPU, outputs included"
 
 
 @dataclass(frozen=True)
-class Point:
-    """Describe one measurement; every query, key and value is drawn at random.
+class Settings:
+    """Say how points are measured.
 
     Attributes:
-        S: tokens of the one sequence.
-        H: query heads.
-        HK: key/value heads.
-        D: head dimension.
-        block_size: tokens per block.
-        topk: blocks per query.
-        dtype: name of a torch dtype.
-        backward: whether the gradients are computed, too.
+        repeats: repetitions of every call.
+        patience: seconds after which a call is not repeated any more.
+        workspace_bytes: as in `moba_attention`.
     """
 
-    S: int
-    H: int
-    HK: int
-    D: int
-    block_size: int
-    topk: int
-    dtype: str
-    backward: bool = False
-
-    @property
-    def direction(self):
-        """What is measured, in words."""
-        return "forward+backward" if self.backward else "forward"
-
-    def __str__(self):
-        heads = f"{self.H}" if self.H == self.HK else f"{self.H}/{self.HK}"
-        return (
-            f"{in_units(self.S)} H={heads} D={self.D} B={self.block_size} "
-            f"k={self.topk} {self.dtype} {self.direction}"
-        )
+    repeats: int = 5
+    patience: float = PATIENCE
+    workspace_bytes: int = DEFAULT
 
 
-def in_units(count):
-    """Write a number of tokens with K or M where it divides.
+@dataclass(frozen=True)
+class Dense:
+    """Hold what was measured of dense attention, by name of its kernel.
 
-    Example:
-        >>> in_units(32_768), in_units(2**20), in_units(1000)
-        ('32K', '1M', '1000')
+    Attributes:
+        times: lists of seconds, or the error that came instead.
+        missing: reasons why kernels do not take such inputs.
+        peaks: bytes that a call took beyond its inputs; on a GPU only.
     """
-    for size, unit in ((2**20, "M"), (2**10, "K")):
-        if count >= size and count % size == 0:
-            return f"{count // size}{unit}"
-    return str(count)
+
+    times: dict = field(default_factory=dict)
+    missing: dict = field(default_factory=dict)
+    peaks: dict = field(default_factory=dict)
 
 
-def inputs(point, device):
-    """Draw q, k, v and the gradient of the output, with a fixed seed."""
-    generator = torch.Generator(device).manual_seed(0)
-    dtype = getattr(torch, point.dtype)
-    heads = (point.H, point.HK, point.HK, point.H)
-    drawn = [
-        torch.randn(
-            point.S, h, point.D, dtype=dtype, device=device, generator=generator
+@dataclass(frozen=True)
+class Case:
+    """Hold a point, its inputs as `points.inputs` draws them, and the settings."""
+
+    point: Point
+    leaves: list
+    dout: torch.Tensor
+    settings: Settings
+
+    def attend(self, backend, **options):
+        """Call moba_attention with all that the point says."""
+        return moba_attention(
+            *self.leaves,
+            block_size=self.point.block_size,
+            topk=self.point.topk,
+            cu_seqlens=self.point.cu_seqlens,
+            backend=backend,
+            workspace_bytes=self.settings.workspace_bytes,
+            **options,
         )
-        for h in heads
-    ]
-    return [x.requires_grad_(point.backward) for x in drawn[:3]], drawn[3]
+
+    def run(self, backend):
+        """Attend, and compute the gradients where the point asks for them."""
+        return with_gradients(self.attend(backend), self.leaves, self.dout)
+
+    def beginning(self, tokens):
+        """Return the case of the first tokens of the first sequence."""
+        tokens = min(tokens, self.point.S)
+        some = [x.detach()[:tokens] for x in self.leaves]
+        some = [x.requires_grad_(self.point.backward) for x in some]
+        point = replace(self.point, S=tokens, batch=1)
+        return Case(point, some, self.dout[:tokens], self.settings)
+
+    def counts(self, backend):
+        """Count what the backend's choice of blocks leaves to do."""
+        with torch.no_grad():
+            selected = self.attend(backend, return_aux=True)[2]
+        offsets = torch.arange(self.point.batch + 1, device=selected.device)
+        blocks = partition(offsets * self.point.S, self.point.block_size)
+        return count(selected, blocks, self.point.HK)
 
 
-def measure(point, device, backend="auto", repeats=5, workspace_bytes=DEFAULT):
-    """Time a call, its stages and every dense kernel, taking turns.
+def measure(point, device, backends=("auto",), settings=None, dense=None):
+    """Time the calls of backends, their stages and every dense kernel, taking turns.
 
     Args:
         point: Point.
         device: "cpu" or "cuda".
-        backend: as in `moba_attention`.
-        repeats: repetitions of each, fewer where one takes longer than PATIENCE.
-        workspace_bytes: as in `moba_attention`.
+        backends: names as in `moba_attention`.
+        settings: Settings; None: the defaults.
+        dense: Dense of a point that differs in its routing only, so that dense
+            attention, which reads everything, is not measured again. None: not there.
 
     Returns:
-        dict of columns; see `bench.COLUMNS`. Times are in seconds, memory in bytes.
-
-    Raises:
-        torch.OutOfMemoryError, MemoryError, RuntimeError: if memory runs out.
-        ValueError: if the workspace is too small.
+        rows: list of dict, one per backend, of columns in `bench.COLUMNS`. Times are in
+            seconds, memory in bytes. The column status says how it went: "ok", "does
+            not run", "out of memory" or "failed", the last three with a message.
+        dense: Dense as measured or given; None where no backend could be tried.
     """
-    leaves, dout = inputs(point, device)
-    attend = caller(point, leaves, backend, workspace_bytes)
-    row = work(attend(return_aux=True)[2], point)
-    dense, missing = dense_candidates(leaves, dout)
-    ours = {"ours": lambda: with_gradients(attend(), leaves, dout)}
-    times = take_turns({**ours, **dense}, repeats, device)
-    row |= spread("total", times.pop("ours")) | stage_times(attend, device)
-    if point.backward:
-        out = attend()
-        row["backward_s"] = timed(lambda: with_gradients(out, leaves, dout), device)
-    row |= compare(times, missing, row)
-    if device == "cuda":
-        return row | peak_of(ours["ours"])
-    arguments = point, backend, workspace_bytes, torch.get_num_threads()
-    return row | peak_in_child(call_and_warm_up, *arguments)
-
-
-def caller(point, leaves, backend, workspace_bytes):
-    """Bind all that a point says to moba_attention."""
-
-    def attend(**options):
-        return moba_attention(
-            *leaves,
-            block_size=point.block_size,
-            topk=point.topk,
-            backend=backend,
-            workspace_bytes=workspace_bytes,
-            **options,
+    rows = [begin_row(point, device, backend) for backend in backends]
+    running = [row for row in rows if row["status"] == "ok"]
+    if not running:
+        return rows, dense
+    settings = settings or Settings()
+    names = [row["backend"] for row in running]
+    case = found = attempt(lambda: Case(point, *inputs(point, device), settings))
+    if isinstance(case, Case):
+        found = attempt(lambda: time_calls(case, names, dense))
+    if isinstance(found, Exception):
+        for row in running:
+            row |= failure(found)
+        return rows, dense
+    times, peaks, dense = found
+    good = [name for name, result in times.items() if isinstance(result, list)]
+    counts = attempt(lambda: case.counts(good[0])) if good else None
+    for row in running:
+        name = row["backend"]
+        errors = [x for x in (times[name], counts) if isinstance(x, Exception)]
+        found = (
+            errors[0]
+            if errors
+            else attempt(
+                lambda row=row: outcome(case, row, times[row["backend"]], counts)
+            )
         )
+        row |= failure(found) if isinstance(found, Exception) else found
+        row |= compare(dense, row)
+        if name in peaks:
+            row |= {"peak_bytes": peaks[name], "peak_how": ON_GPU}
+    return rows, dense
 
-    return attend
+
+def begin_row(point, device, backend):
+    """Say what is measured, and whether that runs here."""
+    row = point.columns | {"backend": backend, "status": "ok", "message": ""}
+    try:
+        return row | {"kernel": kernel_for(point, device, backend)}
+    except ValueError as error:
+        return row | {"kernel": "", "status": "does not run", "message": str(error)}
 
 
-def call_and_warm_up(point, backend, workspace_bytes, threads):
+def kernel_for(point, device, backend):
+    """Name the kernel that a point's call runs; a ValueError says that none does."""
+    like = torch.empty(1, 1, point.D, dtype=getattr(torch, point.dtype), device=device)
+    return kernel_of(backend, like)
+
+
+def failure(error):
+    """Say in columns which error came instead of a result.
+
+    Example:
+        >>> failure(MemoryError())
+        {'status': 'out of memory', 'message': 'MemoryError'}
+    """
+    status = "out of memory" if out_of_memory(error) else "failed"
+    return {"status": status, "message": first_line(error)}
+
+
+def first_line(error):
+    """Return the first line of an error's message, or its type if it has none."""
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
+def time_calls(case, backends, dense):
+    """Time whole calls, taking turns; see `measure`.
+
+    Returns:
+        times: dict from backend to a list of seconds, or to an error.
+        peaks: dict from backend to the bytes of GPU memory that a call took.
+        dense: Dense.
+    """
+    times, peaks, calls = {}, {}, {}
+    for name in backends:
+        # The first call of its kind compiles kernels and loads libraries.
+        short = case.beginning(WARM_UP_BLOCKS * case.point.block_size)
+        error = attempt(lambda short=short, name=name: short.run(name))
+        if isinstance(error, Exception):
+            times[name] = error
+        else:
+            calls["ours", name] = lambda name=name: case.run(name)
+    peers, missing = {}, {}
+    if dense is None:
+        peers, missing = dense_candidates(case.leaves, case.dout, case.point.batch)
+    calls |= {("dense", name): function for name, function in peers.items()}
+    device = case.dout.device.type
+    if device == "cuda":
+        calls = {name: watched(call, peaks, name) for name, call in calls.items()}
+    settings = case.settings
+    found = take_turns(calls, settings.repeats, device, settings.patience)
+    times |= of_kind("ours", found)
+    if dense is None:
+        dense = Dense(of_kind("dense", found), missing, of_kind("dense", peaks))
+    return times, of_kind("ours", peaks), dense
+
+
+def of_kind(kind, found):
+    """Return the entries whose names have a kind, without it.
+
+    Example:
+        >>> of_kind("dense", {("ours", "flash"): 1, ("dense", "flash"): 2})
+        {'flash': 2}
+    """
+    return {name: value for (k, name), value in found.items() if k == kind}
+
+
+def outcome(case, row, seconds, counts):
+    """Return what was measured of a backend, and what it had to do, as columns."""
+    point, device, backend = case.point, case.dout.device.type, row["backend"]
+    found = spread("total", seconds) | work(counts, point)
+    found |= stage_times(
+        lambda: case.attend(backend),
+        *(case.leaves, case.dout, device, row["kernel"], case.settings.repeats),
+    )
+    found |= stage_work(counts, point, row["kernel"])
+    results = [case.dout, *(case.leaves if point.backward else ())]
+    found["output_bytes"] = sum(x.nbytes for x in results)
+    if device == "cpu":
+        arguments = point, backend, case.settings, torch.get_num_threads()
+        found |= peak_in_child(call_and_warm_up, *arguments)
+    return found
+
+
+def call_and_warm_up(point, backend, settings, threads):
     """Prepare a call on the CPU, and the same of two blocks to warm up."""
     torch.set_num_threads(threads)
-    leaves, dout = inputs(point, "cpu")
-
-    def later(tokens):
-        some = [x.detach()[:tokens].requires_grad_(point.backward) for x in leaves]
-        attend = caller(point, some, backend, workspace_bytes)
-        return lambda: with_gradients(attend(), some, dout[:tokens])
-
-    return later(2 * point.block_size), later(point.S)
+    case = Case(point, *inputs(point, "cpu"), settings)
+    short = case.beginning(WARM_UP_BLOCKS * point.block_size)
+    return lambda: short.run(backend), lambda: case.run(backend)
 
 
-def work(selected, point):
-    """Count the pairs of causal attention and those that a choice of blocks reads."""
-    offsets = torch.tensor([0, point.S], device=selected.device)
-    full = point.H * point.S * (point.S + 1) // 2
-    read = pairs_read(selected, partition(offsets, point.block_size))
-    return {"pairs_full": full, "pairs_moba": read, "work_ratio": full / read}
-
-
-def pairs_read(selected, blocks):
-    """Count the (query, key) pairs that a choice of blocks reads.
-
-    Args:
-        selected: (S, H, topk) block ids, -1 for none.
-        blocks: Blocks.
-
-    Example: queries 0 to 2 read 1, 2 and 1 keys of their own block, query 3 reads 4.
-        >>> selected = torch.tensor([[-1, 0], [-1, 0], [-1, 1], [0, 1]])[:, None]
-        >>> pairs_read(selected, partition([0, 4], block_size=2))
-        8
-    """
-    own = blocks.position - blocks.start[blocks.of_query] + 1
-    total = int(own.sum()) * selected.shape[1]
-    # A last entry of 0 is what the padding -1 takes.
-    lengths = pad(blocks.end - blocks.start, (0, 1))
-    for past in selected[..., :-1].split(ROWS_PER_COUNT):
-        total += int(lengths[past.long()].sum())
-    return total
-
-
-def compare(times, missing, row):
+def compare(dense, row):
     """Name the fastest dense kernel and how much of the work ratio was achieved.
 
     Args:
-        times: dict of dense candidates, as `take_turns` returns it.
-        missing: dict from name to the reason why a dense kernel does not run.
-        row: with total_median_s and work_ratio.
+        dense: Dense.
+        row: with total_median_s and work_ratio, where there is a result.
     """
-    done = {n: t for n, t in times.items() if isinstance(t, list)}
-    failed = {n: "out of memory" for n in times if n not in done} | missing
+    done = {n: t for n, t in dense.times.items() if isinstance(t, list)}
+    failed = {n: reason(e) for n, e in dense.times.items() if n not in done}
     notes = [f"{n}: {statistics.median(t):.6f} s" for n, t in done.items()]
-    notes += [f"{n}: {reason}" for n, reason in failed.items()]
+    notes += [f"{n}: {reason}" for n, reason in (failed | dense.missing).items()]
     found = {"dense_notes": "; ".join(notes)}
     if not done:
         return found
     best = min(done, key=lambda name: statistics.median(done[name]))
     found |= {"dense_kernel": best, **spread("dense", done[best])}
-    found["speedup"] = found["dense_median_s"] / row["total_median_s"]
-    found["share_of_work_ratio"] = found["speedup"] / row["work_ratio"]
+    if best in dense.peaks:
+        found["dense_peak_bytes"] = dense.peaks[best]
+    if "total_median_s" in row:
+        found["speedup"] = found["dense_median_s"] / row["total_median_s"]
+        found["share_of_work_ratio"] = found["speedup"] / row["work_ratio"]
     return found
+
+
+def reason(error):
+    """Say why a dense kernel has no time."""
+    return "out of memory" if out_of_memory(error) else first_line(error)

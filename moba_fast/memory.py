@@ -25,14 +25,23 @@ def out_of_memory(error):
     )
 
 
-def peak_of(function):
-    """Return the GPU memory that a call takes beyond what is there before it."""
-    before = torch.cuda.memory_allocated()
-    torch.cuda.reset_peak_memory_stats()
-    function()
-    torch.cuda.synchronize()
-    peak = torch.cuda.max_memory_allocated() - before
-    return {"peak_bytes": peak, "peak_how": "allocated on the GPU, outputs included"}
+def watched(function, peaks, name):
+    """Return a function that also notes the GPU memory that its last call took.
+
+    Args:
+        function: of no arguments.
+        peaks: dict that gets the bytes beyond what was there before, under `name`.
+        name: hashable.
+    """
+
+    def run():
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        result = function()
+        peaks[name] = torch.cuda.max_memory_allocated() - before
+        return result
+
+    return run
 
 
 def peak_in_child(prepare, *arguments):

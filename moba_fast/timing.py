@@ -1,57 +1,65 @@
-"""Time functions in turn, and the stages of a call from within."""
+"""Time functions in turn, on the CPU or on a GPU."""
 
 import statistics
 import time
-from contextlib import contextmanager
+import traceback
 
 import torch
 
-from moba_fast import op
 from moba_fast.memory import out_of_memory
 
-# The function of `op` that does each stage's work.
-STAGES = {
-    "partition": "blocks_of",
-    "pool": "pool_keys",
-    "gate": "select_blocks",
-    "route": "route",
-    "current": "attend_current",
-    "past": "attend_past",
-    "combine": "combine",
-}
 # Seconds after which a candidate is not repeated any more.
 PATIENCE = 20.0
 
 
-def take_turns(candidates, repeats, device):
+def take_turns(candidates, repeats, device, patience=None):
     """Time functions in turn, so that a slow spell of the machine hits all of them.
 
     Args:
-        candidates: dict from name to a function of no arguments; "ours" among them.
+        candidates: dict from name to a function of no arguments.
         repeats: calls of each after the one that warms up, which counts only where it
             took so long that there is no time for more.
         device: "cpu" or "cuda".
+        patience: seconds after which a candidate is not repeated; None: PATIENCE.
 
     Returns:
-        dict from name to a list of seconds, or to the error of a dense candidate that
-        ran out of memory.
+        dict from name to a list of seconds, or to the error that a candidate raised.
+
+    Example:
+        >>> times = take_turns({"nothing": lambda: None, "wrong": lambda: 1 / 0}, 3,
+        ...                    "cpu")
+        >>> len(times["nothing"]), times["wrong"]
+        (3, ZeroDivisionError('division by zero'))
     """
+    patience = PATIENCE if patience is None else patience
     times, left = {}, {}
     for name, function in candidates.items():
-        try:
-            first = timed(function, device)
-        except Exception as error:
-            if name == "ours" or not out_of_memory(error):
-                raise
-            times[name], left[name] = error, 0
+        first = attempt(lambda function=function: timed(function, device))
+        if isinstance(first, Exception):
+            times[name], left[name] = first, 0
         else:
-            left[name] = min(repeats, int(PATIENCE / first))
+            left[name] = min(repeats, int(patience / first))
             times[name] = [] if left[name] else [first]
     for turn in range(repeats):
         for name, function in candidates.items():
             if turn < left[name]:
                 times[name].append(timed(function, device))
     return times
+
+
+def attempt(function):
+    """Return what a function returns, or the error that it raises.
+
+    An error that is not for want of memory is printed as well, with where it came from.
+    """
+    try:
+        return function()
+    except Exception as error:
+        if not out_of_memory(error):
+            traceback.print_exc()
+        # What the frames hold would stay in memory as long as the error.
+        traceback.clear_frames(error.__traceback__)
+        return error.with_traceback(None)
 
 
 def spread(name, seconds):
@@ -90,35 +98,33 @@ def synchronize(device):
         torch.cuda.synchronize()
 
 
-def stage_times(attend, device):
-    """Time the stages within one more call."""
-    seconds = dict.fromkeys(STAGES, 0.0)
-    with torch.no_grad(), clocks_on_stages(seconds, device):
-        whole = timed(attend, device)
-    row = {f"{name}_s": value for name, value in seconds.items()}
-    return {**row, "other_s": whole - sum(seconds.values())}
+def clock_of(device):
+    """Return the clock that times work on a device."""
+    return DeviceClock if device == "cuda" else HostClock
 
 
-@contextmanager
-def clocks_on_stages(seconds, device):
-    """Let the functions of `op` add their time to a dict while this is entered."""
+class HostClock:
+    """Read the time of the host."""
 
-    def clocked(stage, function):
-        def run(*arguments, **options):
-            synchronize(device)
-            start = time.perf_counter()
-            result = function(*arguments, **options)
-            synchronize(device)
-            seconds[stage] += time.perf_counter() - start
-            return result
+    mark = staticmethod(time.perf_counter)
 
-        return run
+    @staticmethod
+    def seconds(begin, end):
+        """Return the time between two marks."""
+        return end - begin
 
-    originals = {name: getattr(op, name) for name in STAGES.values()}
-    for stage, name in STAGES.items():
-        setattr(op, name, clocked(stage, originals[name]))
-    try:
-        yield
-    finally:
-        for name, function in originals.items():
-            setattr(op, name, function)
+
+class DeviceClock:
+    """Read the time at which the GPU gets to a point in its queue."""
+
+    @staticmethod
+    def mark():
+        """Put a mark into the queue, without waiting for it."""
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    @staticmethod
+    def seconds(begin, end):
+        """Return the time between two marks that the GPU has passed."""
+        return begin.elapsed_time(end) / 1000
