@@ -36,7 +36,7 @@ def result_line(row):
             f"{row['share_of_work_ratio']:.0%}"
         )
     if "peak_bytes" in row:
-        extra = row["peak_bytes"] - row["output_bytes"]
+        extra = max(0, row["peak_bytes"] - row["output_bytes"])
         line += (
             f", peak {row['peak_bytes'] / MEBI:,.0f} MiB, "
             f"{extra / MEBI:,.0f} MiB of it beyond the results"

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 import torch
 
 # How far queries of a run lie from the direction that they share, in its own length.
-SPREAD_OF_RUN = 0.25
+SPREAD_OF_RUN = 0.1
 
 
 @dataclass(frozen=True)
