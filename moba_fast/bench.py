@@ -7,9 +7,9 @@ python -m moba_fast.bench --suite h200         all workloads: twenty minutes or 
 python -m moba_fast.bench --suite h200 --workload C,D,E --csv PATH --append
                                                some of them, added to what is there
 
-On an H100 workloads A, B, C and lengths take two to five minutes each, most of it for
-dense attention, and D, E and F together two. --patience bounds the seconds of a call
-with its repetitions.
+By estimate workloads A, B, C and lengths take two to five minutes each on an H100, most
+of it for dense attention, and D, E and F together two. --patience bounds the seconds of
+a call with its repetitions.
 
 "share" is the speed-up over the fastest dense kernel, as a share of the work ratio: the
 (query, key) pairs that causal attention reads over those that the chosen blocks have.

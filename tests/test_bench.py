@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from moba_fast import bench, ceilings, measure, stages, workloads
+from moba_fast.bench_table import report
 from moba_fast.memory import out_of_memory
 from moba_fast.points import Point
 
@@ -135,6 +136,28 @@ def test_dense_attention_is_not_measured_again_for_another_routing(
     _, rows = bench_tiny(points, "--suite", "cpu")
     dense = [row["dense_notes"] for row in rows]
     assert dense[0] == dense[1] != dense[2]
+
+
+def test_dense_attention_that_was_measured_is_not_called(monkeypatch, no_child):
+    _, known = measure.measure(TINY, "cpu")
+    calls = []
+    monkeypatch.setattr(measure, "dense_candidates", lambda *_: calls.append(1))
+    [row], dense = measure.measure(TINY, "cpu", dense=known)
+    assert (row["status"], calls) == ("ok", [])
+    assert dense is known
+    assert row["dense_kernel"] == "flash"
+
+
+def test_rates_of_a_gpu_are_reported_stage_by_stage(no_child):
+    [row], _ = measure.measure(replace(TINY, backward=True), "cpu")
+    row |= {"copy_bytes_per_s": 1e9, "matmul_flops_per_s": 1e9, "device": "CPU"}
+    assert len(report(row).splitlines()) == 2
+    row |= {"device": "a GPU", "past_s": 2.0, "past_bytes": 2e9}
+    lines = report(row).splitlines()
+    # All stages and the backward pass.
+    assert len(lines) == 2 + len(stages.STAGES) + 1
+    [past] = [line for line in lines if line.startswith("  past")]
+    assert past.endswith("1 GB/s (100 %)")
 
 
 def test_workloads_are_chosen_by_name(bench_tiny, no_child):
