@@ -216,6 +216,8 @@ def run(points, device, backends, settings, path, append=False):
                 torch.cuda.empty_cache()
             bar.write("\n".join(map(report, rows[-len(found) :])))
             bar.write(f"  measured in {time.perf_counter() - start:.1f} s")
+            # A run that is cut off has told what it had measured.
+            sys.stdout.flush()
     return rows
 
 
