@@ -19,11 +19,12 @@ def merge(out_a, lse_a, out_b, lse_b):
     return out.to(out_a.dtype), lse
 
 
-def combine(out_current, lse_current, out_past, lse_past, routing):
+def combine(out_current, lse_current, out_past, lse_past, routing, places=None):
     """Merge every query's partial results into its attention over all its blocks.
 
     Same contract as moba_ref.combine. All parts of a query are merged at once, by the
-    slots in which the query named them.
+    slots in which the query named them. Where the past results do not come in the order
+    of the pairs, `places` (P,) are their rows.
 
     Example: query 1 has one past part of equal weight, query 0 has none.
         >>> from moba_fast.route import Routing
@@ -36,7 +37,7 @@ def combine(out_current, lse_current, out_past, lse_past, routing):
     if len(routing.query) == 0:
         return out_current, lse_current
     shape = lse_current.shape
-    pairs = pairs_by_slot(routing, shape)
+    pairs = pairs_by_slot(routing, shape, places)
     lse_parts = [pick(lse_past, pair, shape, -torch.inf) for pair in pairs]
     lse = torch.stack([lse_current, *lse_parts]).logsumexp(0)
     out = out_current * (lse_current - lse).exp()[..., None]
@@ -46,12 +47,13 @@ def combine(out_current, lse_current, out_past, lse_past, routing):
     return out.to(out_current.dtype), lse
 
 
-def pairs_by_slot(routing, shape):
+def pairs_by_slot(routing, shape, places=None):
     """List, for every slot, the pair that each query and head named there.
 
     Args:
         routing: Routing.
         shape: (S, H).
+        places: (P,) what to list instead of a pair's own number.
 
     Returns:
         pairs: (slots, S * H) int64, -1 where there is no pair; as many slots as are in
@@ -63,7 +65,8 @@ def pairs_by_slot(routing, shape):
     if place is None:
         place = routing.rows(shape[1]) * n_slots + routing.slot
     pair = torch.arange(len(place), device=place.device)
-    pair = pair.masked_fill_(pair >= routing.cu_pairs[-1], -1)
+    padding = pair >= routing.cu_pairs[-1]
+    pair = (pair if places is None else places).masked_fill(padding, -1)
     pairs = pair.new_full((shape[0] * shape[1] * n_slots,), -1)
     pairs[place] = pair
     return pairs.view(-1, n_slots).T.contiguous()

@@ -8,7 +8,7 @@ from functools import wraps
 import torch
 from torch import Tensor
 
-from moba_fast.attend import attend_current, attend_past
+from moba_fast.attend import attend_current, attend_lists, past_lists
 from moba_fast.backends import kernel_of
 from moba_fast.backward import add_current, add_past
 from moba_fast.blocks import lay_out
@@ -84,8 +84,9 @@ def attend(
             current = attend_current(*tensors, blocks, softmax_scale, kernel, a)
             these = blocks.of_queries(a, b)
             routing = route(selected[a:b, part.heads], these)
-            past = attend_past(*tensors, routing, these, softmax_scale, kernel)
-            merged = combine(*current, *past, routing)
+            lists = past_lists(routing, these, q[:, part.heads], keys, kernel)
+            past = attend_lists(*tensors, lists, softmax_scale, kernel)
+            merged = combine(*current, *past, routing, lists.place_of_pairs())
             out[a:b, part.heads], lse[a:b, part.heads] = merged
     return out, lse
 

@@ -16,7 +16,8 @@ STAGES = {
     "gate": "select_blocks",
     "route": "route",
     "current": "attend_current",
-    "past": "attend_past",
+    "arrange": "past_lists",
+    "past": "attend_lists",
     "combine": "combine",
 }
 # Seconds after which a candidate is not repeated any more.
