@@ -74,7 +74,6 @@ def test_grouping_of_lists_does_not_matter(case):
     _, expected, _ = parts(REF, case)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_batches, "ROWS_PER_BATCH", 3)
-        patch.setattr(_batches, "ROWS_ALONE", 5)
         _, past, _ = parts(FAST, case)
     assert largest_error(past[0], expected[0]) < 1e-12
     assert largest_error(past[1], expected[1]) < 1e-12
@@ -82,7 +81,7 @@ def test_grouping_of_lists_does_not_matter(case):
 
 def test_runs_cover_all_lists_with_little_padding():
     lengths = sorted(np.random.default_rng(0).integers(1, 400, 300).tolist())[::-1]
-    runs = _batches.similar_runs([(8, n) for n in lengths], causal=False)
+    runs = _batches.similar_runs([(8, n) for n in lengths], exact=False)
     assert [i for a, b in runs for i in range(a, b)] == list(range(300))
     for a, b in runs:
         padded = lengths[a] * (b - a)
