@@ -1,7 +1,9 @@
 """Say what every backend takes, which of them run here, and for the others why not."""
 
+import os
 from dataclasses import dataclass
 from functools import cache
+from importlib.metadata import version
 from importlib.util import find_spec
 
 import torch
@@ -35,9 +37,32 @@ class Support:
     attends: str
 
 
-# What each backend takes, fastest first; nothing for one that is not written yet.
+# The kernel of backend "triton".
+FUSED = "triton"
+# What each backend takes, fastest first.
 SUPPORT = {
-    "triton": (),
+    "triton": (
+        Support(
+            device="cuda",
+            needs="NVIDIA GPU, Ampere or newer, and Triton 3.6 or newer",
+            dtypes=(torch.bfloat16, torch.float16, torch.float32),
+            largest_head=256,
+            backward=True,
+            deterministic="always",
+            decoding="chunks",
+            attends="Triton kernels for all four steps",
+        ),
+        Support(
+            device="cpu",
+            needs="Triton, and TRITON_INTERPRET=1 in the environment",
+            dtypes=(torch.float32, torch.float16),
+            largest_head=256,
+            backward=True,
+            deterministic="always",
+            decoding="no",
+            attends="the same kernels in Triton's interpreter, to look at, not to use",
+        ),
+    ),
     "flash": (
         Support(
             device="cuda",
@@ -84,8 +109,7 @@ class Backend:
         name: value of the argument `backend`.
         available: whether it runs here.
         reason: what it runs on, or why it does not run.
-        support: tuple of Support, one for each kind of device, on any machine; empty
-            where this version does not have the backend.
+        support: tuple of Support, one for each kind of device, on any machine.
     """
 
     name: str
@@ -112,8 +136,6 @@ def backends():
 @cache
 def look_around():
     """Look for devices and packages, once: every attention call asks for a backend."""
-    cuda = "" if torch.cuda.is_available() else ", and no CUDA device was found"
-    compiler = "" if find_spec("triton") else ", triton is not installed"
     here = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
     try:
         kernel, reason = _flash.choose()
@@ -121,11 +143,32 @@ def look_around():
     except ValueError as error:
         kernel, flash = None, str(error)
     found = {
-        "triton": (False, f"not in this version of moba_fast{compiler}{cuda}"),
+        "triton": look_for_triton(here),
         "flash": (kernel is not None, flash),
         "torch": (True, f"PyTorch {torch.__version__} on {here}"),
     }
     return tuple(Backend(name, *found[name], SUPPORT[name]) for name in SUPPORT)
+
+
+def look_for_triton(here):
+    """Say whether the Triton kernels run, and on what or why not."""
+    if not find_spec("triton"):
+        return False, "triton is not installed"
+    if interpreting():
+        return True, "Triton's interpreter on CPU: to look at kernels, not to be fast"
+    if not torch.cuda.is_available():
+        return False, "no CUDA device was found"
+    if torch.version.cuda and torch.cuda.get_device_capability() < (8, 0):
+        return False, f"{here} is older than Ampere"
+    return True, f"Triton {version('triton')} on {here}"
+
+
+def interpreting():
+    """Say whether Triton was asked to interpret kernels on the CPU.
+
+    It reads the variable once, when it is imported.
+    """
+    return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def kernel_of(backend, q):
@@ -142,8 +185,7 @@ def kernel_of(backend, q):
     known = backends()
     name, _, kernel = backend.partition(":")
     if name == "auto":
-        fits = known["flash"].available and not why_not("flash", q)
-        return _flash.choose()[0] if fits else _flash.default_kernel(q)
+        return fastest_kernel(q)
     if name not in known or (kernel and name != "flash"):
         names = ", ".join(map(repr, ["auto", *known, "flash:aten"]))
         raise ValueError(f"unknown backend {backend!r}: choose one of {names}")
@@ -159,7 +201,20 @@ def kernel_of(backend, q):
         raise ValueError(
             f"backend {name!r} {reason}; backend='auto' takes one that fits"
         )
-    return forced or _flash.choose()[0]
+    return FUSED if name == "triton" else forced or _flash.choose()[0]
+
+
+def fastest_kernel(q):
+    """Return the kernel that "auto" takes: the fastest one measured for such tensors.
+
+    The environment variable MOBA_FAST_KERNEL wins over what was measured.
+    """
+    known, named = backends(), _flash.VARIABLE in os.environ
+    if q.is_cuda and known["triton"].available and not (named or why_not("triton", q)):
+        return FUSED
+    if known["flash"].available and not why_not("flash", q):
+        return _flash.choose()[0]
+    return _flash.default_kernel(q)
 
 
 def why_not(name, q):
@@ -170,6 +225,8 @@ def why_not(name, q):
         'needs tensors on a CUDA device, got cpu'
     """
     found = {support.device: support for support in SUPPORT[name]}
+    if name == "triton":
+        found.pop("cuda" if interpreting() else "cpu")
     support = found.get(q.device.type)
     if support is None:
         devices = " or ".join(found).upper()

@@ -1,6 +1,7 @@
 """Cut packed sequences into blocks."""
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import torch
 from torch.nn.functional import pad
@@ -81,6 +82,29 @@ def partition(cu_seqlens, block_size, cu_seqlens_q=None):
     device = torch.as_tensor(cu_seqlens).device
     host = [torch.as_tensor(cu).cpu().long() for cu in (cu_seqlens, cu_q)]
     return lay_out(*host, block_size, device)
+
+
+def lay_out_once(cu_k, cu_q, block_size, device):
+    """Return what `lay_out` returns, the same object if the last call asked for it.
+
+    Layers of a model ask for the same blocks one after the other, and on a GPU it takes
+    longer to launch the work than short inputs take for all the rest.
+    """
+    stream = None
+    if device.type == "cuda":
+        if torch.cuda.is_current_stream_capturing():
+            # What a graph reads must be as old as the graph.
+            return lay_out(cu_k, cu_q, block_size, device)
+        stream = torch.cuda.current_stream(device).cuda_stream
+    offsets = (tuple(x.tolist()) for x in (cu_k, cu_q))
+    return lay_out_on(stream, *offsets, block_size, device)
+
+
+@lru_cache(maxsize=1)
+def lay_out_on(stream, cu_k, cu_q, block_size, device):
+    """Build `Blocks` in a stream; another one would have to wait for it."""
+    cu_k, cu_q = (torch.tensor(x, dtype=torch.int64) for x in (cu_k, cu_q))
+    return lay_out(cu_k, cu_q, block_size, device)
 
 
 def lay_out(cu_k, cu_q, block_size, device):

@@ -19,12 +19,11 @@ def merge(out_a, lse_a, out_b, lse_b):
     return out.to(out_a.dtype), lse
 
 
-def combine(out_current, lse_current, out_past, lse_past, routing, places=None):
+def combine(out_current, lse_current, out_past, lse_past, routing):
     """Merge every query's partial results into its attention over all its blocks.
 
     Same contract as moba_ref.combine. All parts of a query are merged at once, by the
-    slots in which the query named them. Where the past results do not come in the order
-    of the pairs, `places` (P,) are their rows.
+    slots in which the query named them.
 
     Example: query 1 has one past part of equal weight, query 0 has none.
         >>> from moba_fast.route import Routing
@@ -33,6 +32,20 @@ def combine(out_current, lse_current, out_past, lse_past, routing, places=None):
         >>> past = torch.tensor([[8.0]]), torch.zeros(1)
         >>> combine(*current, *past, Routing(*pairs))[0].ravel()
         tensor([2., 6.])
+    """
+    return combine_lists(out_current, lse_current, out_past, lse_past, routing, None)
+
+
+def combine_lists(out_current, lse_current, out_past, lse_past, routing, places):
+    """Merge as `combine` does, where past results stand in the order of the lists.
+
+    Args:
+        out_current: (S, H, D) from the current blocks.
+        lse_current: (S, H).
+        out_past: (T, D) from the past blocks.
+        lse_past: (T,).
+        routing: Routing.
+        places: (P,) the row of every pair in the past results; None: the pair's number.
     """
     if len(routing.query) == 0:
         return out_current, lse_current

@@ -84,7 +84,8 @@ def moba_attention(
 
     given = selected is not None
     if not given:
-        selected = op.select(q.detach(), k.detach(), *offsets, block_size, topk)
+        sizes = block_size, topk, backend
+        selected = op.select(q.detach(), k.detach(), *offsets, *sizes)
     # Kernels mask with -inf before they scale, so the sign of the factor goes to q.
     if softmax_scale <= 0:
         q, softmax_scale = q * (-1 if softmax_scale else 0), -softmax_scale or 1.0

@@ -4,21 +4,22 @@ Inside the operators sizes depend on data; outside, all shapes follow from the i
 """
 
 from functools import wraps
+from importlib import import_module
 
 import torch
 from torch import Tensor
 
 from moba_fast.attend import attend_current, attend_lists, past_lists
-from moba_fast.backends import kernel_of
+from moba_fast.backends import FUSED, kernel_of
 from moba_fast.backward import add_current, add_past
-from moba_fast.blocks import lay_out
+from moba_fast.blocks import lay_out_once
 from moba_fast.checks import (
     check_key_offsets,
     check_offsets,
     check_queries_fit,
     check_selected,
 )
-from moba_fast.combine import combine
+from moba_fast.combine import combine_lists
 from moba_fast.gate import gate_dtype, pool_keys, select_blocks
 from moba_fast.route import route
 from moba_fast.workspace import parts
@@ -44,14 +45,18 @@ def select(
     cu_seqlens_k: Tensor | None,
     block_size: int,
     topk: int,
+    backend: str,
 ) -> Tensor:
     """Step 1, assign: choose the blocks of every query, (S, H, topk) int32."""
+    kernel = kernel_of(backend, q)
     blocks = blocks_of(q, k, cu_seqlens, cu_seqlens_k, block_size)
+    if kernel == FUSED:
+        return fused().select(q, k, blocks, topk)
     return select_blocks(q, pool_keys(k, blocks), blocks, topk)
 
 
 @select.register_fake
-def _(q, k, cu_seqlens, cu_seqlens_k, block_size, topk):
+def _(q, k, cu_seqlens, cu_seqlens_k, block_size, topk, backend):
     return q.new_empty((*q.shape[:2], topk), dtype=torch.int32)
 
 
@@ -76,6 +81,8 @@ def attend(
     if check:
         check_selected(selected, blocks)
     kernel = kernel_of(backend, q)
+    if kernel == FUSED:
+        return fused().attend(q, k, v, selected, blocks, softmax_scale, workspace_bytes)
     out, lse = q.new_empty(q.shape), q.new_empty(q.shape[:2], dtype=gate_dtype(q))
     for part in parts(q, k, block_size, selected.shape[2], workspace_bytes):
         keys, values = (heads_first(x[:, part.heads_k]) for x in (k, v))
@@ -86,7 +93,7 @@ def attend(
             routing = route(selected[a:b, part.heads], these)
             lists = past_lists(routing, these, q[:, part.heads], keys, kernel)
             past = attend_lists(*tensors, lists, softmax_scale, kernel)
-            merged = combine(*current, *past, routing, lists.place_of_pairs())
+            merged = combine_lists(*current, *past, routing, lists.place_of_pairs())
             out[a:b, part.heads], lse[a:b, part.heads] = merged
     return out, lse
 
@@ -116,7 +123,13 @@ def attend_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Differentiate `attend`; dq, dk, dv in the shapes and dtype of q, k, v."""
     blocks = blocks_of(q, k, cu_seqlens, cu_seqlens_k, block_size)
-    options = softmax_scale, deterministic, kernel_of(backend, q)
+    kernel = kernel_of(backend, q)
+    if kernel == FUSED:
+        return fused().attend_backward(
+            *(dout, q, k, v, out, lse, selected, blocks, softmax_scale),
+            workspace_bytes,
+        )
+    options = softmax_scale, deterministic, kernel
     results = [torch.empty_like(x) for x in (q, k, v)]
     sizes = block_size, selected.shape[2], workspace_bytes
     for part in parts(q, k, *sizes, True, deterministic):
@@ -157,12 +170,17 @@ def differentiate(ctx, dout, _):
 attend.register_autograd(differentiate, setup_context=setup_context)
 
 
+def fused():
+    """Import the path of the Triton kernels, which needs Triton, where it is taken."""
+    return import_module("moba_fast.fused")
+
+
 def blocks_of(q, k, cu_seqlens, cu_seqlens_k, block_size):
     """Check the offsets and cut the sequences into blocks, on q's device."""
     cu_q = check_offsets(cu_seqlens, "cu_seqlens", len(q))
     cu_k = check_key_offsets(cu_seqlens_k, cu_q, len(k))
     check_queries_fit(cu_q, cu_k)
-    return lay_out(cu_k, cu_q, block_size, q.device)
+    return lay_out_once(cu_k, cu_q, block_size, q.device)
 
 
 def heads_first(x):

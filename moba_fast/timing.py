@@ -18,7 +18,7 @@ STAGES = {
     "current": "attend_current",
     "arrange": "past_lists",
     "past": "attend_lists",
-    "combine": "combine",
+    "combine": "combine_lists",
 }
 # Seconds after which a candidate is not repeated any more.
 PATIENCE = 20.0

@@ -3,7 +3,7 @@
 import torch
 from torch.nn.functional import pad
 
-from moba_fast._batches import Pack
+from moba_fast._even import Pack
 from moba_fast._flash import GPU_KERNELS, KERNELS, default_kernel
 
 # CUDA's limit for the grid axis over which these kernels spread sequences.

@@ -13,6 +13,8 @@ ENOUGH_QUERIES = 2**14
 FEWEST_QUERIES = 256
 # Vectors of int64 over the pairs that are alive together: an order, its sort, places.
 INDEX_BYTES = 16 * 8
+# A count and a place, both int32.
+COUNTER_BYTES = 8
 
 
 @dataclass(frozen=True)
@@ -59,18 +61,63 @@ def parts(q, k, block_size, topk, limit, backward=False, deterministic=False):
     if backward and q.device.type == "cuda":
         extra_query, extra_key = bytes_for_sums(q, k, block_size, topk, deterministic)
         per_query, per_key = per_query + ratio * extra_query, per_key + extra_key
+    return divide(q, k, per_query, per_key, limit)
+
+
+def fused_parts(q, k, block_size, topk, limit, backward=False):
+    """Divide a call of the Triton kernels; arguments and result as in `parts`.
+
+    Example: pairs leave a row each, and nothing else is copied.
+        >>> import torch
+        >>> q = k = torch.zeros(1000, 2, 64)
+        >>> [p.queries for p in fused_parts(q, k, 100, 3, limit=2**20)]
+        [[(0, 1000)], [(0, 1000)]]
+    """
+    ratio, slots, D = q.shape[1] // k.shape[1], topk - 1, q.shape[2]
+    row = D * q.element_size()
+    # An id and a log-sum-exp, or an id and the sums of a list's parts in float32, which
+    # are at most one for 16 pairs a key.
+    per_pair, per_query, per_key = row + 8, 0, 0
+    if backward:
+        per_pair = row + 4 + D // 2
+        # Two numbers of a query, and its dout where that must be copied.
+        per_query, per_key = 8 + row, 8 * D
+    per_query += slots * per_pair
+    # Counters, if there are no more than one for a list, and where lists and tiles are.
+    per_key += -(-(COUNTER_BYTES * ratio + 32) // block_size)
+    return divide(q, k, ratio * per_query, per_key, limit, eighths=7)
+
+
+def most_counters(limit):
+    """Return how many counters may fill the eighth that `fused_parts` leaves them."""
+    return limit // 8 // COUNTER_BYTES
+
+
+def divide(q, k, per_query, per_key, limit, eighths=8):
+    """Divide a call whose temporary tensors grow with queries and keys; see `parts`.
+
+    Args:
+        q: (S, H, D).
+        k: (SK, HK, D).
+        per_query: bytes for every query of one key/value head.
+        per_key: bytes for every key of one head.
+        limit: bytes that there are.
+        eighths: of the limit that these tensors may take.
+    """
+    ratio, room = q.shape[1] // k.shape[1], limit * eighths // 8
     fixed, per_head = per_key * len(k), max(per_key * len(k) + per_query * len(q), 1)
-    group, rows = min(k.shape[1], limit // per_head), len(q)
+    group, rows = min(k.shape[1], room // per_head), len(q)
     if q.device.type == "cpu":
         group = min(group, max(1, BEST_ON_CPU // per_head))
-        rows = max(BEST_ON_CPU // per_query, ENOUGH_QUERIES)
+        rows = max(BEST_ON_CPU // max(per_query, 1), ENOUGH_QUERIES)
     if group == 0:
-        group, rows = 1, min(rows, (limit - fixed) // per_query)
+        group, rows = 1, min(rows, (room - fixed) // per_query)
         fewest = min(len(q), FEWEST_QUERIES)
         if rows < fewest:
+            needed = -(-(fixed + fewest * per_query) * 8 // eighths)
             raise ValueError(
                 f"workspace_bytes={limit} is too small: one key/value head over "
-                f"{len(k)} keys needs {fixed + fewest * per_query} bytes for "
+                f"{len(k)} keys needs {needed} bytes for "
                 f"{fewest} queries at a time; raise workspace_bytes to that or more"
             )
     cuts = list(pairwise([*range(0, len(q), max(rows, 1)), len(q)]))

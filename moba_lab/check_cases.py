@@ -106,6 +106,9 @@ def targets():
     for name in _flash.GPU_KERNELS:
         if not _flash.why_not(name):
             found.append(Target("cuda", name, f"flash:{name}", flash))
+    triton, _ = (tuple(dtype_names(support)) for support in SUPPORT["triton"])
+    if torch.cuda.is_available() and moba_fast.backends()["triton"].available:
+        found.append(Target("cuda", "triton", "triton", triton))
     return found
 
 

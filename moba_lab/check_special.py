@@ -6,7 +6,7 @@ from importlib.util import find_spec
 import numpy as np
 import torch
 
-from moba_fast.workspace import parts
+from moba_fast.workspace import fused_parts, parts
 from moba_lab.check_cases import NAMES, Case, Check, compare, expected, run
 
 CASE = Case("grouped heads", (600,), 32, 4, H=4, HK=2)
@@ -24,7 +24,7 @@ def special_checks(targets):
             *(check_repeated_runs, check_small_workspace, check_compile),
             *(check_autocast, check_many_lists),
         ]
-        if target.backend.startswith("flash"):
+        if target.device == "cuda" and target.kernel != "plain":
             functions += [check_cuda_graph, check_peak_memory]
         planned += [(function, (target, dtype)) for function in functions]
         # A cache takes the kernel of its device, so one target stands for all.
@@ -55,9 +55,10 @@ def check_repeated_runs(target, dtype):
 def check_small_workspace(target, dtype):
     """Run in the smallest workspace there is: many parts, the same results."""
     q, k, _, _ = (x.to(target.device) for x in expected(CASE, dtype).tensors)
-    limit = smallest_workspace(q, k)
+    divide = fused_parts if target.kernel == "triton" else parts
+    limit = smallest_workspace(q, k, divide)
     results, _ = run(target, CASE, dtype, workspace_bytes=limit)
-    count = sum(len(p.queries) for p in parts(q, k, CASE.block_size, CASE.topk, limit))
+    count = sum(len(p.queries) for p in divide(q, k, CASE.block_size, CASE.topk, limit))
     what = f"workspace of {limit / 2**20:.2f} MiB"
     if count < 2:
         message = "the call was not divided"
@@ -65,14 +66,14 @@ def check_small_workspace(target, dtype):
     return [compare(what, target, dtype, CASE, results)]
 
 
-def smallest_workspace(q, k):
+def smallest_workspace(q, k, divide):
     """Find the smallest workspace in which both directions run, to 10 %."""
     limit = 2**31
     while True:
         try:
             smaller = int(0.9 * limit)
             for backward in (False, True):
-                parts(q, k, CASE.block_size, CASE.topk, smaller, backward)
+                divide(q, k, CASE.block_size, CASE.topk, smaller, backward)
         except ValueError:
             return limit
         limit = smaller

@@ -95,7 +95,7 @@ WRONG = [
         r"axes must be \(tokens, heads, head dimension\)",
     ),
     ({"backend": "gpu"}, ValueError, "unknown backend 'gpu': choose one of 'auto'"),
-    ({"backend": "triton"}, ValueError, "backend 'triton' does not run here: "),
+    ({"backend": "flash"}, ValueError, "backend 'flash' does not run here: "),
     ({"selected": SELECTED.float()}, TypeError, "integer tensor"),
     ({"selected": SELECTED[:5]}, ValueError, r"\(6, 4, 2\).*got \(5, 4, 2\)"),
     ({"selected": edited(1, 2, [1, 0])}, ValueError, "query 1, head 2"),

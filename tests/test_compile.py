@@ -45,7 +45,7 @@ def opcheck(operator, *arguments):
 @ON_DEVICES
 def test_opcheck_select(name, device):
     (q, k, _), offsets, sizes = tensors(name, device, grad=False)
-    opcheck(op.select, q, k, *offsets, *sizes)
+    opcheck(op.select, q, k, *offsets, *sizes, "torch")
 
 
 @SHAPES
@@ -54,7 +54,7 @@ def test_opcheck_select(name, device):
 def test_opcheck_attend_and_its_backward(name, device, dtype):
     leaves, offsets, (block_size, topk) = tensors(name, device, dtype)
     q, k, v = (x.detach() for x in leaves)
-    selected = op.select(q, k, *offsets, block_size, topk)
+    selected = op.select(q, k, *offsets, block_size, topk, "torch")
     options = block_size, 0.3, "torch", True, DEFAULT
     opcheck(op.attend, *leaves, selected, *offsets, *options, False)
     out, lse = op.attend(q, k, v, selected, *offsets, *options, False)

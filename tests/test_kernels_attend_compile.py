@@ -9,6 +9,10 @@ tilings = pytest.importorskip("moba_fast.kernels.tilings", reason="triton is not
 # The compiler saves up to four registers outside of loops, where nothing needs them,
 # to reach a step of occupancy.
 FEW_BYTES = 16
+# Six where an own block is split in two loops; on an H100, tiles with which none is
+# saved are slower by a fifth.
+SPLIT_BYTES = 24
+LARGE = tilings.LARGE
 STAGES = {
     "attend_past": tilings.attend_tiling,
     "attend_current": tilings.combine_tiling,
@@ -17,6 +21,7 @@ STAGES = {
 COMMON = [
     ("attend_past", ("bfloat16", 128, 128), 7),
     ("attend_past", ("bfloat16", 128, 512), 2),
+    ("attend_past", ("bfloat16", 128, 4096), 11),
     ("attend_past", ("float16", 80, 500), 2),
     ("attend_past", ("float32", 64, 16), 3),
     ("attend_current", ("bfloat16", 128, 128), 7),
@@ -44,7 +49,8 @@ def check(job, launches):
     assert kernel.shared <= SHARED[target]
     if target == "gfx942":
         return
-    assert kernel.spills <= FEW_BYTES
+    split = kernel.name == "combine_tile" and job.arguments["block_size"] >= LARGE
+    assert kernel.spills <= (SPLIT_BYTES if split else FEW_BYTES)
     if target == "sm_90":
         dtype, D, block_size, _ = job.arguments.values()
         choose = STAGES[job.call.split(":")[1]]

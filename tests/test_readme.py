@@ -51,7 +51,8 @@ def test_the_explorer_of_the_readme_is_the_one_of_its_picture():
 @pytest.fixture
 def no_gpu(monkeypatch):
     """Let `backends` look at a machine as the README's: triton, but no GPU."""
-    monkeypatch.delenv(_flash.VARIABLE, raising=False)
+    for name in (_flash.VARIABLE, "TRITON_INTERPRET"):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(
         sys.modules["moba_fast.backends"], "find_spec", lambda name: name

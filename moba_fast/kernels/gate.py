@@ -53,7 +53,7 @@ def config(dtype, D, rows, family):
 
     Example: prefill, and a decoding step with four query heads per key head.
         >>> config(torch.bfloat16, 128, 4096, "hopper")
-        Config(rows=128, columns=128, width=128, parts=2, num_warps=8)
+        Config(rows=128, columns=64, width=128, parts=2, num_warps=8)
         >>> config(torch.bfloat16, 128, 4, "hopper")
         Config(rows=16, columns=64, width=128, parts=2, num_warps=4)
     """
@@ -65,7 +65,7 @@ def config(dtype, D, rows, family):
         return Config(16, 64, width, parts=2, num_warps=4)
     if rows < 128 or width > (128 if hopper else 64):
         return Config(64, 64, width, parts=2, num_warps=4)
-    return Config(128, 128, width, parts=2, num_warps=8)
+    return Config(128, 64, width, parts=2, num_warps=8)
 
 
 def configurations():

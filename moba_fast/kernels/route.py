@@ -38,7 +38,7 @@ class Lists:
     slots: int
 
 
-def build_lists(selected, blocks, heads_k):
+def build_lists(selected, blocks, heads_k, most_counters=MOST_COUNTERS):
     """List, for every key/value head and block, the pairs that read it.
 
     A counting sort: every program counts the blocks that its share of the queries
@@ -50,6 +50,8 @@ def build_lists(selected, blocks, heads_k):
         selected: (S, H, topk) int32 from `moba_fast.kernels.gate.select_blocks`.
         blocks: moba_fast.Blocks of these queries.
         heads_k: HK, divides H.
+        most_counters: limit on the counters, 8 bytes each, where that leaves one for
+            every query head and block.
 
     Returns:
         Lists.
@@ -70,7 +72,7 @@ def build_lists(selected, blocks, heads_k):
     if selected.stride(2) != 1:
         selected = selected.contiguous()
     ratio, n_blocks = heads // heads_k, len(blocks.start)
-    chunks = query_chunks(n_queries, heads, n_blocks)
+    chunks = query_chunks(n_queries, heads, n_blocks, most_counters)
     chunk_queries = triton.cdiv(n_queries, chunks)
     # The scan of counts that stand one place later is the first place of each.
     counts = selected.new_zeros(heads * n_blocks * chunks + 1)
@@ -85,7 +87,7 @@ def build_lists(selected, blocks, heads_k):
     return Lists(pairs, cu_pairs, slots)
 
 
-def query_chunks(n_queries, heads, n_blocks):
+def query_chunks(n_queries, heads, n_blocks, most_counters=MOST_COUNTERS):
     """Return into how many chunks build_lists divides the queries of every head.
 
     Example: enough to do for all programs, unless counters become too many.
@@ -96,7 +98,7 @@ def query_chunks(n_queries, heads, n_blocks):
         >>> query_chunks(100, heads=16, n_blocks=8192)
         2
     """
-    most = max(1, MOST_COUNTERS // (heads * n_blocks))
+    most = max(1, min(most_counters, MOST_COUNTERS) // (heads * n_blocks))
     wanted = triton.cdiv(ENOUGH_PROGRAMS, heads)
     return min(most, wanted, triton.cdiv(n_queries, FEWEST_QUERIES))
 

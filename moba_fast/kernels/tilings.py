@@ -56,6 +56,13 @@ STREAMED = {
         256: Tiling(64, 32, warps=4),
     },
 }
+# For blocks of LONG keys and more: a program then loads enough of them to live alone on
+# a multiprocessor.
+STREAMED_LONG = {
+    **STREAMED,
+    "hopper": STREAMED["hopper"] | {128: Tiling(128, 128, warps=8, stages=3)},
+}
+LONG = 2048
 RESIDENT = {
     "hopper": {128: Tiling(64, 128, warps=4), 256: Tiling(64, 128, warps=8)},
     "ampere": {128: Tiling(64, 128, warps=4), 256: Tiling(64, 64, warps=8)},
@@ -63,7 +70,7 @@ RESIDENT = {
 }
 CURRENT = {
     "hopper": {
-        128: Tiling(64, 64, warps=4, stages=2),
+        128: Tiling(64, 64, warps=4, stages=3),
         256: Tiling(64, 32, warps=8, stages=2),
     },
     "ampere": {
@@ -72,14 +79,6 @@ CURRENT = {
         256: Tiling(64, 32, warps=8, stages=2),
     },
     "amd": {128: Tiling(64, 32, warps=4), 256: Tiling(32, 32, warps=4)},
-}
-CURRENT_LARGE = {
-    "hopper": {
-        128: Tiling(128, 64, warps=8, stages=2),
-        256: Tiling(64, 32, warps=8, stages=2),
-    },
-    "ampere": CURRENT["ampere"],
-    "amd": CURRENT["amd"],
 }
 # float32 has no tensor cores that keep its precision, so tiles are small.
 STREAMED_FLOAT32 = {64: Tiling(32, 16, warps=4), 256: Tiling(16, 32, warps=8)}
@@ -138,7 +137,8 @@ def attend_tiling(dtype, D, block_size, family):
         rows = min(resident.rows, padded(block_size))
         keys = padded(block_size)
         return replace(resident, rows=rows, keys=keys, tiles=PAIRS // rows)
-    return fit(STREAMED_FLOAT32 if wide else STREAMED[family], D)
+    streamed = (STREAMED_LONG if block_size >= LONG else STREAMED)[family]
+    return fit(STREAMED_FLOAT32 if wide else streamed, D)
 
 
 def combine_tiling(dtype, D, block_size, family):
@@ -150,10 +150,7 @@ def combine_tiling(dtype, D, block_size, family):
         >>> combine_tiling(torch.float16, 128, 20, "ampere")
         Tiling(rows=32, keys=32, warps=4, stages=2, tiles=1, registers=None)
     """
-    if dtype.itemsize > 2:
-        table = CURRENT_FLOAT32
-    else:
-        table = (CURRENT_LARGE if block_size >= LARGE else CURRENT)[family]
+    table = CURRENT_FLOAT32 if dtype.itemsize > 2 else CURRENT[family]
     tiling, most = fit(table, D), padded(block_size)
     return replace(tiling, rows=min(tiling.rows, most), keys=min(tiling.keys, most))
 
@@ -196,7 +193,7 @@ def different(kernel):
     found = {}
     for dtype in (torch.bfloat16, torch.float16, torch.float32):
         for D in (256, 192, 128, 96, 64, 32, 16):
-            for block_size in (16, 32, 64, 100, 128, 500, 512):
+            for block_size in (16, 32, 64, 100, 128, 500, 512, 2048, 2100):
                 inputs = dtype, D, block_size
                 key = dtype, padded(D), padded(D) - D, kernel(*inputs)
                 found.setdefault(key, inputs)
