@@ -4,11 +4,8 @@ from dataclasses import dataclass
 
 import torch
 
-# Query rows that one batch gathers, and how much padding it may carry.
-ROWS_PER_BATCH = 2**13
-PADDED_SHARE = 0.125
-# A sequence of as many queries is a batch of its own: then nothing is gathered.
-ROWS_ALONE = 2**8
+from moba_fast._even import similar_runs, sizes_of
+
 # Scores that plain_attention holds at once: 128 MiB of float32.
 SCORES_AT_ONCE = 2**25
 
@@ -85,18 +82,14 @@ def backward(kernel, dout, q, k, v, out, lse, pack, causal, softmax_scale):
 def batches(pack, causal):
     """Group the sequences of a pack that have queries.
 
-    Those of a batch have the same number of keys; of queries, too, under a causal mask,
-    otherwise about the same.
+    Those of a batch have the same number of keys; of queries, too, under a causal mask
+    and where the pack is even, otherwise about the same.
 
     Yields:
         Batch.
     """
-    cu_q, cu_k = pack.cu_q.tolist(), pack.cu_k.tolist()
-    sizes = [
-        (cu_k[i + 1] - cu_k[i], cu_q[i + 1] - cu_q[i], i) for i in range(len(cu_q) - 1)
-    ]
-    sizes = sorted((s for s in sizes if s[1]), key=lambda s: (-s[0], -s[1]))
-    for a, b in similar_runs([s[:2] for s in sizes], causal):
+    cu_q, cu_k, sizes = pack.cu_q.tolist(), pack.cu_k.tolist(), sizes_of(pack)
+    for a, b in similar_runs([s[:2] for s in sizes], causal or pack.even):
         members = [i for _, _, i in sizes[a:b]]
         n, m = sizes[a][:2]
         together = members == list(range(members[0], members[0] + len(members)))
@@ -108,33 +101,6 @@ def batches(pack, causal):
         if not together:
             keys, _ = index_rows(pack.cu_k, members, n)
         yield Batch(queries, keys, b - a, None if even else valid)
-
-
-def similar_runs(sizes, causal):
-    """Cut descending sizes into runs that waste little when padded to the longest.
-
-    Args:
-        sizes: list of (keys, queries), descending.
-        causal: whether queries must be equal, too.
-
-    Returns:
-        runs: list of (first, one past the last).
-
-    Example:
-        >>> similar_runs([(4, 100), (4, 98), (4, 95), (4, 10), (2, 10)], causal=False)
-        [(0, 3), (3, 4), (4, 5)]
-    """
-    runs, first, rows = [], 0, 0
-    for i, (n, m) in enumerate(sizes):
-        padded = sizes[first][1] * (i - first + 1)
-        differs = (n, m) != sizes[first] if causal else n != sizes[first][0]
-        wasted = padded - rows - m > PADDED_SHARE * padded
-        full = not causal and (padded > ROWS_PER_BATCH or sizes[first][1] >= ROWS_ALONE)
-        if i > first and (differs or wasted or full):
-            runs.append((first, i))
-            first, rows = i, 0
-        rows += m
-    return [*runs, (first, len(sizes))] if sizes else runs
 
 
 def index_rows(offsets, members, width):

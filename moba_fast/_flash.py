@@ -148,6 +148,11 @@ def default_kernel(q):
     return "cpu" if q.device.type == "cpu" else "plain"
 
 
+def takes_batches(kernel):
+    """Say whether a kernel works in batches of sequences of one shape."""
+    return isinstance(KERNELS[kernel], Batched)
+
+
 def choose(name=None):
     """Say which kernel backend "flash" runs.
 

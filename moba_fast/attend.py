@@ -5,23 +5,44 @@ from dataclasses import dataclass
 import torch
 from torch.nn.functional import pad
 
+from moba_fast._even import Pack, even_batches
+from moba_fast._flash import default_kernel, takes_batches
 from moba_fast.device import capturing
-from moba_fast.varlen import Pack, attention
+from moba_fast.varlen import attention
 
 
 @dataclass(frozen=True)
 class PastLists:
-    """Hold the lists of a routing, those of query heads that share a key head merged.
+    """Hold the lists of a routing in the order in which a kernel takes them.
+
+    Lists of query heads that share a key head are merged. Kernels that want batches get
+    lists of about the same length one after the other, padded to one length.
 
     Attributes:
-        rows: (P,) which row of (S * H, D) every place in the merged lists has.
-        pairs: (P,) the pair of every place; None where nothing had to be merged.
-        pack: Pack over HK * N merged lists and the blocks that they read.
+        rows: (T,) which row of (S * H, D) every place in the lists has.
+        pairs: (T,) the pair at every place; None: place i holds pair i.
+        valid: (T,) bool, False where a place is padding; None: none is.
+        keys: (TK,) which row of (HK * SK, D) the lists read; None: all, in order.
+        pack: Pack over the lists and the blocks that they read.
     """
 
     rows: torch.Tensor
     pairs: torch.Tensor | None
+    valid: torch.Tensor | None
+    keys: torch.Tensor | None
     pack: Pack
+
+    def place_of_pairs(self):
+        """Return the place of every pair, (P,); None: pair i is at place i."""
+        if self.pairs is None:
+            return None
+        place = torch.arange(len(self.pairs), device=self.pairs.device)
+        pairs = self.pairs
+        if self.valid is not None:
+            place, pairs = place[self.valid], pairs[self.valid]
+        places = torch.empty_like(place)
+        places[pairs] = place
+        return places
 
 
 def attend_current(q, k, v, blocks, softmax_scale, kernel=None, first=0):
@@ -57,13 +78,22 @@ def attend_past(q, k, v, routing, blocks, softmax_scale, kernel=None):
         >>> attend_past(q, q, v, routing, blocks, 1.0)
         (tensor([[2.]]), tensor([0.6931]))
     """
-    lists = past_lists(routing, blocks, q.shape[1], k.shape[1], len(k))
-    operands = gather_rows(q, lists), heads_in_a_row(k), heads_in_a_row(v)
+    lists = past_lists(routing, blocks, q, k, kernel)
+    out, lse = attend_lists(q, k, v, lists, softmax_scale, kernel)
+    places = lists.place_of_pairs()
+    return (out, lse) if places is None else (out[places], lse[places])
+
+
+def attend_lists(q, k, v, lists, softmax_scale, kernel):
+    """Attend as `attend_past` does, with results in the order of the lists.
+
+    Returns:
+        out: (T, D) in q's dtype.
+        lse: (T,) float32 or better.
+    """
+    operands = gather_rows(q, lists), gather_keys(k, lists), gather_keys(v, lists)
     out, lse = attention(*operands, lists.pack, False, softmax_scale, kernel)
-    out, lse = out[:, 0], lse[:, 0]
-    if lists.pairs is not None:
-        out, lse = in_order(out, lists.pairs), in_order(lse, lists.pairs)
-    return out, lse
+    return out[:, 0], lse[:, 0]
 
 
 def current_pack(blocks, first, last):
@@ -96,7 +126,7 @@ def current_pack(blocks, first, last):
     return slice(low, position + 1), pack
 
 
-def past_lists(routing, blocks, heads, heads_k, n_keys):
+def past_lists(routing, blocks, q, k, kernel=None):
     """Take every list as a sequence of its queries and of the keys of its block.
 
     Query heads that share a key head and chose one block read the same keys, so their
@@ -105,23 +135,32 @@ def past_lists(routing, blocks, heads, heads_k, n_keys):
     Args:
         routing: Routing.
         blocks: Blocks.
-        heads: H.
-        heads_k: HK.
-        n_keys: tokens of k.
+        q: (S, H, D).
+        k: (SK, HK, D).
+        kernel: the kernel that attends.
     """
-    n_blocks, ratio = len(blocks.start), heads // heads_k
-    rows = routing.rows(heads)
-    pairs, cu_q = None, routing.cu_pairs
-    if ratio > 1:
-        pairs, cu_q = merged_order(routing, (heads_k, ratio, n_blocks))
+    heads, heads_k, n_blocks = q.shape[1], k.shape[1], len(blocks.start)
+    rows, pairs, cu_q = routing.rows(heads), None, routing.cu_pairs
+    if heads > heads_k:
+        pairs, cu_q = merged_order(routing, (heads_k, heads // heads_k, n_blocks))
         rows = rows[pairs]
-    first = torch.arange(heads_k, device=cu_q.device)[:, None] * n_keys
-    cu_k = pad((first + blocks.start).flatten(), (0, 1), value=heads_k * n_keys)
+    first = torch.arange(heads_k, device=cu_q.device)[:, None] * len(k)
+    cu_k = pad((first + blocks.start).flatten(), (0, 1), value=heads_k * len(k))
+    if takes_batches(kernel or default_kernel(q)):
+        return evened(rows, pairs, Pack(cu_q, cu_k, 0, blocks.longest))
     if capturing(cu_q):
         longest = len(rows)
     else:
         longest = int(cu_q.diff().max()) if n_blocks else 0
-    return PastLists(rows, pairs, Pack(cu_q.int(), cu_k.int(), longest, blocks.longest))
+    pack = Pack(cu_q.int(), cu_k.int(), longest, blocks.longest)
+    return PastLists(rows, pairs, None, None, pack)
+
+
+def evened(rows, pairs, pack):
+    """Bring lists into the order and to the lengths that batches want."""
+    queries, valid, keys, pack = even_batches(pack)
+    pairs = queries if pairs is None else pairs[queries]
+    return PastLists(rows[queries], pairs, valid, keys, pack)
 
 
 def merged_order(routing, shape):
@@ -147,17 +186,11 @@ def merged_order(routing, shape):
 
 
 def gather_rows(x, lists):
-    """Bring the rows of x (S, H, D) into the order of the merged lists, (P, 1, D)."""
+    """Bring the rows of x (S, H, D) into the order of the lists, (T, 1, D)."""
     return x.flatten(0, 1).index_select(0, lists.rows)[:, None]
 
 
-def heads_in_a_row(x):
-    """Put the tokens of every head behind those of the one before: (HK * SK, 1, D)."""
-    return x.transpose(0, 1).flatten(0, 1)[:, None]
-
-
-def in_order(values, pairs):
-    """Undo an order of pairs: row i of values belongs to pair pairs[i]."""
-    ordered = torch.empty_like(values)
-    ordered[pairs] = values
-    return ordered
+def gather_keys(x, lists):
+    """Bring the rows of x (SK, HK, D) into the order of the lists, (TK, 1, D)."""
+    rows = x.transpose(0, 1).flatten(0, 1)
+    return (rows if lists.keys is None else rows.index_select(0, lists.keys))[:, None]

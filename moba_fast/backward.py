@@ -2,13 +2,7 @@
 
 import torch
 
-from moba_fast.attend import (
-    current_pack,
-    gather_rows,
-    heads_in_a_row,
-    in_order,
-    past_lists,
-)
+from moba_fast.attend import current_pack, gather_keys, gather_rows, past_lists
 from moba_fast.combine import pairs_by_slot, pick
 from moba_fast.gate import gate_dtype
 from moba_fast.route import route
@@ -101,15 +95,23 @@ def add_past(
     """
     if len(routing.query) == 0:
         return
-    lists = past_lists(routing, blocks, q.shape[1], k.shape[1], len(k))
+    lists = past_lists(routing, blocks, q, k, kernel)
     rows = [gather_rows(x, lists) for x in (dout, q, out)]
-    lse_rows = lse.flatten().index_select(0, lists.rows)[:, None]
-    dq, dk, dv = attention_backward(
-        *(rows[0], rows[1], heads_in_a_row(k), heads_in_a_row(v), rows[2], lse_rows),
-        *(lists.pack, False, softmax_scale, deterministic, kernel),
+    keys = gather_keys(k, lists), gather_keys(v, lists)
+    lse_rows = lse.flatten().index_select(0, lists.rows)
+    if lists.valid is not None:
+        # Padding gets no weight, so it adds nothing to dk and dv.
+        lse_rows = lse_rows.masked_fill(~lists.valid, torch.inf)
+    dq, *sums = attention_backward(
+        *(rows[0], rows[1], *keys, rows[2], lse_rows[:, None], lists.pack, False),
+        *(softmax_scale, deterministic, kernel),
     )
-    dq = dq[:, 0] if lists.pairs is None else in_order(dq[:, 0], lists.pairs)
-    for pair in pairs_by_slot(routing, q.shape[:2]):
-        grads[0].add_(pick(dq, pair, q.shape[:2]))
-    for grad, part in zip(grads[1:], (dk, dv), strict=True):
-        grad += part.view(k.shape[1], len(k), -1).transpose(0, 1)
+    for pair in pairs_by_slot(routing, q.shape[:2], lists.place_of_pairs()):
+        grads[0].add_(pick(dq[:, 0], pair, q.shape[:2]))
+    for grad, part in zip(grads[1:], sums, strict=True):
+        by_head = grad.transpose(0, 1)
+        if lists.keys is None:
+            by_head += part.view(by_head.shape)
+        else:
+            token = lists.keys % len(k), lists.keys // len(k)
+            grad[token] += part[:, 0].to(grad.dtype)

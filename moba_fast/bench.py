@@ -42,6 +42,7 @@ COLUMNS = (
     *("routing", "direction", "backend", "kernel", "status", "message"),
     *(f"total_{name}" for name in SPREAD),
     *(f"{name}_s" for name in (*STAGES, "other", "backward", "backward_other", "host")),
+    "graph_s",
     *(f"{name}_{x}" for name in (*STAGES, "backward") for x in ("flops", "bytes")),
     *("peak_bytes", "peak_how", "output_bytes"),
     *("pairs_full", "pairs_moba", "work_ratio"),

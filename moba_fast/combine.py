@@ -33,10 +33,24 @@ def combine(out_current, lse_current, out_past, lse_past, routing):
         >>> combine(*current, *past, Routing(*pairs))[0].ravel()
         tensor([2., 6.])
     """
+    return combine_lists(out_current, lse_current, out_past, lse_past, routing, None)
+
+
+def combine_lists(out_current, lse_current, out_past, lse_past, routing, places):
+    """Merge as `combine` does, where past results stand in the order of the lists.
+
+    Args:
+        out_current: (S, H, D) from the current blocks.
+        lse_current: (S, H).
+        out_past: (T, D) from the past blocks.
+        lse_past: (T,).
+        routing: Routing.
+        places: (P,) the row of every pair in the past results; None: the pair's number.
+    """
     if len(routing.query) == 0:
         return out_current, lse_current
     shape = lse_current.shape
-    pairs = pairs_by_slot(routing, shape)
+    pairs = pairs_by_slot(routing, shape, places)
     lse_parts = [pick(lse_past, pair, shape, -torch.inf) for pair in pairs]
     lse = torch.stack([lse_current, *lse_parts]).logsumexp(0)
     out = out_current * (lse_current - lse).exp()[..., None]
@@ -46,12 +60,13 @@ def combine(out_current, lse_current, out_past, lse_past, routing):
     return out.to(out_current.dtype), lse
 
 
-def pairs_by_slot(routing, shape):
+def pairs_by_slot(routing, shape, places=None):
     """List, for every slot, the pair that each query and head named there.
 
     Args:
         routing: Routing.
         shape: (S, H).
+        places: (P,) what to list instead of a pair's own number.
 
     Returns:
         pairs: (slots, S * H) int64, -1 where there is no pair; as many slots as are in
@@ -63,7 +78,8 @@ def pairs_by_slot(routing, shape):
     if place is None:
         place = routing.rows(shape[1]) * n_slots + routing.slot
     pair = torch.arange(len(place), device=place.device)
-    pair = pair.masked_fill_(pair >= routing.cu_pairs[-1], -1)
+    padding = pair >= routing.cu_pairs[-1]
+    pair = (pair if places is None else places).masked_fill(padding, -1)
     pairs = pair.new_full((shape[0] * shape[1] * n_slots,), -1)
     pairs[place] = pair
     return pairs.view(-1, n_slots).T.contiguous()

@@ -9,7 +9,7 @@ from importlib import import_module
 import torch
 from torch import Tensor
 
-from moba_fast.attend import attend_current, attend_past
+from moba_fast.attend import attend_current, attend_lists, past_lists
 from moba_fast.backends import FUSED, kernel_of
 from moba_fast.backward import add_current, add_past
 from moba_fast.blocks import lay_out_once
@@ -19,7 +19,7 @@ from moba_fast.checks import (
     check_queries_fit,
     check_selected,
 )
-from moba_fast.combine import combine
+from moba_fast.combine import combine_lists
 from moba_fast.gate import gate_dtype, pool_keys, select_blocks
 from moba_fast.route import route
 from moba_fast.workspace import parts
@@ -91,8 +91,9 @@ def attend(
             current = attend_current(*tensors, blocks, softmax_scale, kernel, a)
             these = blocks.of_queries(a, b)
             routing = route(selected[a:b, part.heads], these)
-            past = attend_past(*tensors, routing, these, softmax_scale, kernel)
-            merged = combine(*current, *past, routing)
+            lists = past_lists(routing, these, q[:, part.heads], keys, kernel)
+            past = attend_lists(*tensors, lists, softmax_scale, kernel)
+            merged = combine_lists(*current, *past, routing, lists.place_of_pairs())
             out[a:b, part.heads], lse[a:b, part.heads] = merged
     return out, lse
 

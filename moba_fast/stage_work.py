@@ -111,6 +111,7 @@ def stage_work(counts, point, kernel):
       where every list begins.
     - past reads the ids, a row of Q for each, K and V of the chosen blocks; writes a
       row and its lse for each.
+    - arrange reads the ids and writes them in the order in which a kernel takes them.
     - current reads Q, K and V; writes output and lse.
     - combine reads what past and current wrote and the choice; writes output and lse.
     - backward reads Q, K, V, the output and its gradient, lse and the choice, and K and
@@ -177,6 +178,7 @@ def forward_work(counts, point, kernel):
     if kernel == "triton":
         work["combine"] = tuple(map(sum, zip(attend, merge, strict=True)))
     else:
+        work["arrange"] = 0, 2 * ids
         work["current"] = attend
         work["combine"] = merge[0], merge[1] + 2 * (queries + lse)
     return work

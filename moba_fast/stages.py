@@ -8,7 +8,7 @@ from importlib import import_module
 import torch
 
 from moba_fast.dense import with_gradients
-from moba_fast.timing import clock_of, synchronize
+from moba_fast.timing import DeviceClock, clock_of, synchronize
 
 # The function that does the work of each stage, in the module that calls it.
 STAGES = {
@@ -17,8 +17,9 @@ STAGES = {
     "gate": ("moba_fast.op", "select_blocks"),
     "route": ("moba_fast.op", "route"),
     "current": ("moba_fast.op", "attend_current"),
-    "past": ("moba_fast.op", "attend_past"),
-    "combine": ("moba_fast.op", "combine"),
+    "arrange": ("moba_fast.op", "past_lists"),
+    "past": ("moba_fast.op", "attend_lists"),
+    "combine": ("moba_fast.op", "combine_lists"),
 }
 BACKWARD = (("moba_fast.op", "add_current"), ("moba_fast.op", "add_past"))
 # The kernels written for MoBA attend to the own block where they merge.
@@ -33,6 +34,7 @@ STAGES_OF_TRITON = {
 BACKWARD_OF_TRITON = (("moba_fast.fused", "attention_backward"),)
 # Seconds for all calls of which the stages are timed, unless one takes longer.
 BUDGET = 5.0
+REPLAYS = 20
 # What a GPU is kept busy with while the host prepares a call, per second of that. Its
 # clock has at most 2 GHz; twice the time leaves a margin.
 CYCLES_PER_SECOND = 4e9
@@ -116,6 +118,29 @@ def one_call(attend, leaves, dout, device, kernel, busy=0.0):
         )
         row["backward_other_s"] = clock.seconds(middle, end) - row["backward_s"]
     return row | {"host_s": host}
+
+
+def graph_seconds(attend):
+    """Time replays of a call that a CUDA graph has captured, which need no host.
+
+    Returns:
+        seconds of one replay, the median.
+    """
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.no_grad(), torch.cuda.stream(stream):
+        attend()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.no_grad(), torch.cuda.graph(graph):
+        attend()
+    marks = []
+    for _ in range(REPLAYS):
+        begin = DeviceClock.mark()
+        graph.replay()
+        marks.append((begin, DeviceClock.mark()))
+    torch.cuda.synchronize()
+    return statistics.median(DeviceClock.seconds(*pair) for pair in marks)
 
 
 @contextmanager

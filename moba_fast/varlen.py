@@ -1,31 +1,13 @@
 """Attend within packed sequences, as FlashAttention's variable-length functions do."""
 
-from dataclasses import dataclass
-
 import torch
 from torch.nn.functional import pad
 
+from moba_fast._even import Pack
 from moba_fast._flash import GPU_KERNELS, KERNELS, default_kernel
 
 # CUDA's limit for the grid axis over which these kernels spread sequences.
 MOST_SEQUENCES = 65_535
-
-
-@dataclass(frozen=True)
-class Pack:
-    """Hold where packed sequences begin, for queries and for keys.
-
-    Attributes:
-        cu_q: (L+1,) int32 offsets of the queries.
-        cu_k: (L+1,) int32 offsets of the keys.
-        max_q: queries of the longest sequence, or more.
-        max_k: keys of the longest sequence, or more.
-    """
-
-    cu_q: torch.Tensor
-    cu_k: torch.Tensor
-    max_q: int
-    max_k: int
 
 
 def attention(q, k, v, pack, causal, softmax_scale, kernel=None):

@@ -457,7 +457,9 @@ def test_rows_of_queries_beyond_2_31_are_exact(ratio):
     cu_pairs = torch.arange(0, 4 * heads + 1, 2)
     routing = Routing(query, torch.zeros_like(query), cu_pairs, 1)
     blocks = SimpleNamespace(start=torch.tensor([0, 5]), longest=5)
-    lists = past_lists(routing, blocks, heads, heads // ratio, 9)
+    q = torch.empty(1, heads, 1, device="meta")
+    k = torch.empty(9, heads // ratio, 1, device="meta")
+    lists = past_lists(routing, blocks, q, k, "aten")
     expected = [
         (first + i) * heads + h + r
         for h in range(0, heads, ratio)

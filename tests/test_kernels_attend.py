@@ -46,7 +46,7 @@ def lists_of(selected, blocks, k):
     """Build Lists without a kernel; padding is no valid pair."""
     heads, slots = selected.shape[1], selected.shape[2] - 1
     routing = moba_fast.route(selected, blocks)
-    lists = past_lists(routing, blocks, heads, k.shape[1], len(k))
+    lists = past_lists(routing, blocks, selected, k, "aten")
     places = routing.place if lists.pairs is None else routing.place[lists.pairs]
     pairs = places.new_full((len(selected) * heads * slots,), -(2**31)).int()
     pairs[: len(places)] = places.int()

@@ -106,7 +106,8 @@ def test_the_lists_are_those_of_the_torch_path():
     case = make_case([40, 25], block_size=4, topk=4, H=6, HK=2)
     selected, blocks = routed(case)
     routing = moba_fast.route(selected, blocks)
-    other = past_lists(routing, blocks, 6, 2, 65)
+    k = torch.empty(65, 2, 1, device="meta")
+    other = past_lists(routing, blocks, selected, k, "aten")
     lists = check(selected, blocks, 2)
     agree(lists.cu_pairs, other.pack.cu_q, "cu_pairs")
     pairs = routing.place[other.pairs]
