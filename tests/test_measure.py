@@ -74,6 +74,7 @@ def by_hand(point, selected, blocks):
         parts = len(past)
         found["gate"] += 2 * D * choosable, D + chosen
         found["route"] += 0, chosen - 1 + parts
+        found["arrange"] += 0, 2 * parts
         found["past"] += 4 * D * keys, parts * (1 + D + D + 1)
         found["current"] += 4 * D * seen, int(qkv) + result
         found["combine"] += 2 * D * parts, chosen + parts * (D + 1) + 2 * result
