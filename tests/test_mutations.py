@@ -229,10 +229,24 @@ MUTATIONS = [
         "test_fuzz.py::test_parts_of_huge_calls_fit_int32_offsets",
     ),
     Mutation(
+        "indices forgotten in what a pair needs",
+        "moba_fast/workspace.py",
+        "(per_pair + INDEX_BYTES)",
+        "per_pair",
+        "test_workspace.py::test_a_call_takes_what_is_estimated",
+    ),
+    Mutation(
+        "gathered gradients forgotten in what a pair needs",
+        "moba_fast/workspace.py",
+        "per_pair += 2 * narrow + wide",
+        "per_pair += wide",
+        "test_workspace.py::test_a_call_takes_what_is_estimated",
+    ),
+    Mutation(
         "error names less workspace than is needed",
         "moba_fast/workspace.py",
-        "needs {fixed + fewest * per_query} bytes",
-        "needs {fewest * per_query} bytes",
+        "fixed + fewest * per_query",
+        "fewest * per_query",
         "test_fuzz.py::test_a_workspace_of_the_size_that_the_error_names_is_enough",
     ),
     Mutation(
