@@ -9,7 +9,7 @@ from impls import FAST, cases, make_case
 
 import moba_fast
 import moba_ref
-from moba_fast import PagedKVCache, decode, last_tokens, pages
+from moba_fast import PagedKVCache, decode, gate, last_tokens, pages
 from moba_fast.gate import gate_dtype, pool_keys, top_blocks
 from moba_lab.agree import agree, plain_attention
 
@@ -649,24 +649,27 @@ def test_nan_stays_where_it_can_be_read(way, topk, monkeypatch):
     assert torch.equal(out.isnan(), expected.isnan())
 
 
-def test_the_gate_sees_no_mean_that_was_not_written(monkeypatch):
+@pytest.mark.parametrize("way", WAYS)
+def test_the_gate_sees_no_mean_that_was_not_written(way, monkeypatch):
+    monkeypatch.setattr(last_tokens, "copying_reads_less", WAYS[way])
+    case = make_case([6, 14], block_size=4, topk=3)
+    last = torch.tensor([5, 19])
+    expected = one_shot(case, torch.float64)[last]
     norms = []
 
     def spy(scores, count, q_norm, k_norm):
         norms.append(k_norm)
         return top_blocks(scores, count, q_norm, k_norm)
 
-    monkeypatch.setattr(decode, "top_blocks", spy)
-    case = make_case([6, 14], block_size=4, topk=3)
+    for module in (decode, gate):
+        monkeypatch.setattr(module, "top_blocks", spy)
     memory, table, spare = foreign(case, [6, 14], spare=1, seed=3)
     cache = PagedKVCache.from_pages(memory[:, 0], memory[:, 1], table, [6, 14])
     # Whatever was in the memory of a mean before its block completes.
     unwritten = torch.tensor([table[0, 1], table[1, 3], *spare])
     assert 0 in unwritten
     cache.pool.k_mean[unwritten] = torch.inf
-    last = torch.tensor([5, 19])
     q = torch.tensor(case.q)[last]
     selected = cache.attend(q, topk=3, return_aux=True)[2]
-    expected = one_shot(case, torch.float64)[last]
     assert selected.tolist() == expected.tolist()
     assert torch.cat(norms).isfinite().all()

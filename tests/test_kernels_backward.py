@@ -150,6 +150,25 @@ def test_a_block_that_all_choose_is_summed_in_parts(block_size, way, monkeypatch
     check(case, selected=selected, **way)
 
 
+@pytest.fixture
+def nan_in_new_memory():
+    """Fill what is allocated and not written with NaN, so that reading it shows."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def test_a_list_may_fill_its_parts(nan_in_new_memory, monkeypatch):
+    monkeypatch.setattr(backward, "FEWEST_PART_ROWS", 24)
+    monkeypatch.setattr(backward, "PART_ROWS_PER_KEY", 0)
+    # 24 queries of two heads choose the first block.
+    case = make_case([40], block_size=16, topk=2, H=2, D=8)
+    selected = sink(case)
+    pairs = build_lists(*inputs_of(case, torch.float32, selected)[6:], 1).cu_pairs[1]
+    assert pairs == 2 * 24
+    check(case, selected=selected)
+
+
 def test_parts_have_the_size_that_pays():
     """Nothing is patched: a list of 2,128 pairs has two parts."""
     case = make_case([108], block_size=32, topk=2, H=28, D=4)

@@ -121,6 +121,16 @@ def test_the_range_of_float16(scale_q, scale_k):
     check(case, torch.float16)
 
 
+def test_means_have_more_bits_than_queries():
+    case = make_case([40], queries=[2], block_size=1, topk=4, H=1)
+    # In float16 all of them would be one of three numbers.
+    k_mean = torch.zeros(40, 1, 4, device=DEVICE)
+    k_mean[:, 0, 0] = 1 + torch.arange(40.0) * 2**-14
+    ones = case.replace(q=np.ones_like(case.q))
+    selected, _, _ = choose(ones, torch.float16, k_mean)
+    assert selected[1, 0].tolist() == [36, 37, 38, 39]
+
+
 @pytest.mark.parametrize("exponent", [-100, -60, 60, 100])
 def test_the_range_of_float32(exponent):
     case = make_case([60], block_size=4, topk=4, D=16)

@@ -1,21 +1,27 @@
 """Break the packages on purpose: every mutation must turn a test red."""
 
+import multiprocessing
 import os
 import shutil
-import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("moba_ref", "moba_fast", "moba_lab")
+# Processes that begin with the slow imports done, where that is safe.
+PROCESSES = multiprocessing.get_context(
+    "forkserver" if sys.platform == "linux" else "spawn"
+)
+PROCESSES.set_forkserver_preload(["torch._dynamo", "triton"])
 
 
 @dataclass(frozen=True)
 class Mutation:
-    """Replace `old` by `new` in one file; the named test file must notice."""
+    """Replace `old` by `new` in one file; the named test, or file, must notice."""
 
     name: str
     path: str
@@ -138,8 +144,344 @@ MUTATIONS = [
         "indices[..., -count:]",
         "test_gate.py",
     ),
+    Mutation(
+        "means of later blocks of a chunk missing",
+        "moba_fast/cache.py",
+        "expand_ranges(before, completed)",
+        "expand_ranges(before, completed.clamp(max=1))",
+        "test_cache.py::test_a_chunk_for_one_sequence_and_a_token_for_the_others",
+    ),
+    Mutation(
+        "chunk begins one token too early",
+        "moba_fast/cache.py",
+        "sequence, position = expand_ranges(self.lengths, count)",
+        "sequence, position = expand_ranges(self.lengths - 1, count)",
+        "test_cache.py::test_beams_share_whole_pages_and_copy_the_last_one",
+    ),
+    Mutation(
+        "lengths not reordered",
+        "moba_fast/cache.py",
+        "self.lengths[index], self.table.select(index)",
+        "self.lengths[: len(index)], self.table.select(index)",
+        "test_cache.py::test_beams_share_whole_pages_and_copy_the_last_one",
+    ),
+    Mutation(
+        "page written that another beam holds",
+        "moba_fast/pages.py",
+        "copies = ~(all_write[which] & (first[which] == place))",
+        "copies = first[which] != place",
+        "test_cache.py::test_beams_share_whole_pages_and_copy_the_last_one",
+    ),
+    Mutation(
+        "page free that another beam holds",
+        "moba_fast/pages.py",
+        "pages[self.users[pages] == 0]",
+        "pages[self.users[pages] <= 1]",
+        "test_cache.py::test_a_page_is_free_when_its_last_user_is_gone",
+    ),
+    Mutation(
+        "page of a short block given back",
+        "moba_fast/pages.py",
+        "needed = -(-lengths // self.pool",
+        "needed = (lengths // self.pool",
+        "test_cache.py::test_crop_and_append_again_equals_never_having_appended",
+    ),
+    Mutation(
+        "< for <= in decoding",
+        "moba_fast/decode.py",
+        "offset > position[:, None] % block_size",
+        "offset >= position[:, None] % block_size",
+        "test_cache.py::test_softmax_scale_is_used",
+    ),
+    Mutation(
+        "query heads dealt out to key heads in turn",
+        "moba_fast/decode.py",
+        "head_k = head // (q.shape[1] // pool.k.shape[2])",
+        "head_k = head % pool.k.shape[2]",
+        "test_cache.py::test_softmax_scale_is_used",
+    ),
+    Mutation(
+        "current block read twice in decoding",
+        "moba_fast/decode.py",
+        "past.masked_fill(past >= current",
+        "past.masked_fill(past > current",
+        "test_cache.py::test_equal_keys_select_the_lower_block",
+    ),
+    Mutation(
+        "last share of the queries left out",
+        "moba_fast/workspace.py",
+        "pairwise([*range(0, len(q), max(rows, 1)), len(q)])",
+        "pairwise(range(0, len(q) + 1, max(rows, 1)))",
+        "test_fuzz.py::test_a_workspace_of_the_size_that_the_error_names_is_enough",
+    ),
+    Mutation(
+        "last heads left out where a group is not full",
+        "moba_fast/workspace.py",
+        "for h in range(0, k.shape[1], group)",
+        "for h in range(0, k.shape[1] - group + 1, group)",
+        "test_fuzz.py::test_parts_of_huge_calls_fit_int32_offsets",
+    ),
+    Mutation(
+        "keys forgotten in what a head needs",
+        "moba_fast/workspace.py",
+        "max(per_key * len(k) + per_query * len(q), 1)",
+        "max(per_query * len(q), 1)",
+        "test_fuzz.py::test_parts_of_huge_calls_fit_int32_offsets",
+    ),
+    Mutation(
+        "indices forgotten in what a pair needs",
+        "moba_fast/workspace.py",
+        "(per_pair + INDEX_BYTES)",
+        "per_pair",
+        "test_workspace.py::test_a_call_takes_what_is_estimated",
+    ),
+    Mutation(
+        "gathered gradients forgotten in what a pair needs",
+        "moba_fast/workspace.py",
+        "per_pair += 2 * narrow + wide",
+        "per_pair += wide",
+        "test_workspace.py::test_a_call_takes_what_is_estimated",
+    ),
+    Mutation(
+        "error names less workspace than is needed",
+        "moba_fast/workspace.py",
+        "fixed + fewest * per_query",
+        "fewest * per_query",
+        "test_fuzz.py::test_a_workspace_of_the_size_that_the_error_names_is_enough",
+    ),
+    Mutation(
+        "keys of a split call not counted from its first",
+        "moba_fast/varlen.py",
+        "pack.cu_k[i : j + 1] - c",
+        "pack.cu_k[i : j + 1]",
+        "test_fuzz.py::test_split_calls_give_what_one_call_gives",
+    ),
+    Mutation(
+        "gradients of keys without a query left out",
+        "moba_fast/varlen.py",
+        "parts.append([torch.zeros_like(x) for x in (q[a:b], k[c:d], v[c:d])])",
+        "pass",
+        "test_fuzz.py::test_split_calls_give_what_one_call_gives",
+    ),
+    Mutation(
+        "padding rows of a split call left out",
+        "moba_fast/varlen.py",
+        "(len(q), len(k)) if j == count",
+        "(b, d) if j == count",
+        "test_fuzz.py::test_calls_of_gpu_kernels_have_at_most_65_535_sequences",
+    ),
+    Mutation(
+        "mean of a block missing that the last token completes",
+        "moba_fast/cache.py",
+        "completed = self.lengths // self.block_size",
+        "completed = (self.lengths - 1) // self.block_size",
+        "test_cache.py::test_means_of_long_blocks_do_not_depend_on_the_cut",
+    ),
+    Mutation(
+        "heads swapped in lse of decoding",
+        "moba_fast/decode.py",
+        "return out.to(q.dtype), lse",
+        "return out.to(q.dtype), lse.flip(1)",
+        "test_cache.py::test_selected_replaces_the_gate",
+    ),
+    Mutation(
+        "pages of another sequence copied",
+        "moba_fast/last_tokens.py",
+        "cache.table.host[sequences[row], block]",
+        "cache.table.host[row, block]",
+        "test_cache.py::test_a_chunk_for_one_sequence_and_a_token_for_the_others",
+    ),
+    Mutation(
+        "blocks of a copy counted from its own start",
+        "moba_fast/last_tokens.py",
+        "torch.where(selected < 0, -1, selected + shift)",
+        "selected",
+        "test_cache.py::test_a_chunk_for_one_sequence_and_a_token_for_the_others",
+    ),
+    Mutation(
+        "means of open blocks copied",
+        "moba_fast/last_tokens.py",
+        ".masked_fill(complete[:, None, None] == 0, 0)",
+        "",
+        "test_cache.py::test_the_gate_sees_no_mean_that_was_not_written",
+    ),
+    Mutation(
+        "last key of a block left out of its mean",
+        "moba_fast/kernels/pool.py",
+        "last = tl.minimum(first + PART, end)",
+        "last = tl.minimum(first + PART, end - 1)",
+        "test_kernels_pool.py::test_blocks_of_any_length",
+    ),
+    Mutation(
+        "last part of a long block left out of its mean",
+        "moba_fast/kernels/pool.py",
+        "filled = tl.cdiv(length, PART)",
+        "filled = length // PART",
+        "test_kernels_pool.py::test_long_blocks_are_divided",
+    ),
+    Mutation(
+        "own block scored as a past one",
+        "moba_fast/kernels/gate.py",
+        "(block < current[:, None])",
+        "(block <= current[:, None])",
+        "test_kernels_gate.py::test_the_reference_chooses_the_same",
+    ),
+    Mutation(
+        "ties to the higher block",
+        "moba_fast/kernels/gate.py",
+        "COLUMNS - 1 - ",
+        "0 + ",
+        "test_kernels_gate.py::test_ties_go_to_the_lower_block",
+    ),
+    Mutation(
+        "ties taken again by the next pass",
+        "moba_fast/kernels/gate.py",
+        "(block > last[:, None])",
+        "(block >= last[:, None])",
+        "test_kernels_gate.py::test_passes_part_ties",
+    ),
+    Mutation(
+        "means rounded to float16",
+        "moba_fast/kernels/gate_means.py",
+        "finite_or_zero(mean - rounded.to(tl.float32))",
+        "finite_or_zero(rounded.to(tl.float32) * 0)",
+        "test_kernels_gate.py::test_means_have_more_bits_than_queries",
+    ),
+    Mutation(
+        "slot written to its neighbour",
+        "moba_fast/kernels/route.py",
+        "row * slots + pair % slots",
+        "row * slots + (pair + 1) % slots",
+        "test_kernels_route.py::test_every_pair_is_in_the_list_of_its_block",
+    ),
+    Mutation(
+        "pairs of a tile written over each other",
+        "moba_fast/kernels/route.py",
+        "pairs + free + rank",
+        "pairs + free",
+        "test_kernels_route.py::test_a_block_that_everybody_chose",
+    ),
+    Mutation(
+        "list with one tile too many",
+        "moba_fast/kernels/route.py",
+        "< tl.cdiv(end - begin, rows)",
+        "<= tl.cdiv(end - begin, rows)",
+        "test_kernels_route.py::test_tiles_cover_every_list_once",
+    ),
+    Mutation(
+        "keys after a short block read",
+        "moba_fast/kernels/attend.py",
+        'scores = tl.where((key < block_size)[None, :], scores, float("-inf"))',
+        "pass",
+        "test_kernels_attend.py::test_parts_are_those_of_the_reference",
+    ),
+    Mutation(
+        "last keys of a long block left out",
+        "moba_fast/kernels/attend.py",
+        "tl.range(whole, block_size, KEYS",
+        "tl.range(whole, whole, KEYS",
+        "test_kernels_attend.py::test_parts_are_those_of_the_reference",
+    ),
+    Mutation(
+        "earlier keys not rescaled to a new maximum",
+        "moba_fast/kernels/tiles.py",
+        "acc = acc * shrink[:, None]",
+        "pass",
+        "test_kernels_attend.py::test_parts_are_those_of_the_reference",
+    ),
+    Mutation(
+        "< for <=",
+        "moba_fast/kernels/combine.py",
+        "(n + key)[None, :] <= (at + row)[:, None]",
+        "(n + key)[None, :] < (at + row)[:, None]",
+        "test_kernels_attend.py::test_shares_of_the_queries",
+    ),
+    Mutation(
+        "slots swapped in lse",
+        "moba_fast/kernels/combine.py",
+        "pair[:, None] + slot[None, :], block",
+        "pair[:, None] + (SLOTS - 1 - slot)[None, :], block",
+        "test_kernels_attend.py::test_shares_of_the_queries",
+    ),
+    Mutation(
+        "merge without max",
+        "moba_fast/kernels/combine.py",
+        "largest, tl.maximum(largest, tl.max(lse, 1))",
+        "largest, largest",
+        "test_kernels_attend.py::test_large_scores_do_not_overflow",
+    ),
+    Mutation(
+        "slots of no pair read",
+        "moba_fast/kernels/combine.py",
+        "(weight != 0.0)[:, None]",
+        "valid[:, None]",
+        "test_kernels_attend.py::test_shares_of_the_queries",
+    ),
+    Mutation(
+        "heads dealt out to key heads in turn",
+        "moba_fast/kernels/combine.py",
+        "queries, head // RATIO, first",
+        "queries, head % (HEADS // RATIO), first",
+        "test_kernels_attend.py::test_shares_of_the_queries",
+    ),
+    Mutation(
+        "part sums added twice",
+        "moba_fast/kernels/backward_past.py",
+        "(list_start // part_rows + i)",
+        "(list_start // part_rows)",
+        "test_kernels_backward.py::test_a_block_that_all_choose_is_summed_in_parts",
+    ),
+    Mutation(
+        "a part more than a full list has",
+        "moba_fast/kernels/backward_past.py",
+        "- list_start - 1) // part_rows",
+        "- list_start) // part_rows",
+        "test_kernels_backward.py::test_a_list_may_fill_its_parts",
+    ),
+    Mutation(
+        "gradients of a pair written for its neighbour",
+        "moba_fast/kernels/backward_past.py",
+        "at_dq = dq + (pair // SLOTS)",
+        "at_dq = dq + (pair // (SLOTS + 1))",
+        "test_kernels_backward.py::test_atomic_sums_agree_with_the_reference",
+    ),
+    Mutation(
+        "< for <=",
+        "moba_fast/kernels/backward_current.py",
+        "key[:, None] <= last[None, :]",
+        "key[:, None] < last[None, :]",
+        "test_kernels_backward.py::test_agrees_with_the_reference",
+    ),
+    Mutation(
+        "softmax_scale forgotten",
+        "moba_fast/kernels/backward_current.py",
+        "sum_k *= softmax_scale",
+        "pass",
+        "test_kernels_backward.py::test_agrees_with_the_reference",
+    ),
+    Mutation(
+        "rows of no pair added to dq",
+        "moba_fast/kernels/backward_current.py",
+        "valid & (named >= 0)",
+        "valid",
+        "test_kernels_backward.py::test_a_list_may_fill_its_parts",
+    ),
+    Mutation(
+        "output's share forgotten",
+        "moba_fast/kernels/backward_tile.py",
+        "(dweights - delta[None, :])",
+        "dweights",
+        "test_kernels_backward.py::test_agrees_with_the_reference",
+    ),
+    Mutation(
+        "dk of former shares overwritten",
+        "moba_fast/kernels/backward_current.py",
+        "sum_k += load_tile(at_dk, dk_strides[0], mask, KEYS, WIDTH)",
+        "pass",
+        "test_kernels_backward.py::test_gradients_of_keys_are_added_to_what_is_there",
+    ),
 ]
-ids = [f"{m.name}, {m.path.split('/')[0]}" for m in MUTATIONS]
+ids = [f"{m.name}, {m.path}" for m in MUTATIONS]
 
 
 def copy_packages(folder):
@@ -156,30 +498,48 @@ def copy_packages(folder):
     shutil.copy(ROOT / "pyproject.toml", folder)
 
 
-def run_tests(folder, *files):
-    """Run test files of a copy against the packages of the same copy."""
-    environment = {**os.environ, "PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", *files, "-p", "no:cacheprovider"],
-        cwd=folder / "tests",
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+def run_tests(folder, *tests):
+    """Run tests of a copy against the packages of the same copy.
+
+    Returns:
+        pytest's exit code, and what it printed.
+    """
+    printed = folder / "printed.txt"
+    process = PROCESSES.Process(target=run_pytest, args=(folder, tests, printed))
+    process.start()
+    process.join(timeout=300)
+    process.kill()
+    process.join()
+    return process.exitcode, printed.read_text()
+
+
+def run_pytest(folder, tests, printed):
+    """Run tests of a copy in this process, which knows nothing of the original."""
+    assert not [name for name in sys.modules if name.split(".")[0] in PACKAGES]
+    os.chdir(folder / "tests")
+    sys.path.insert(0, str(folder))
+    file = os.open(printed, os.O_WRONLY | os.O_CREAT)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    torch.set_num_threads(1)
+    # A broken kernel runs in the interpreter: on a GPU it could harm its neighbours.
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    sys.exit(pytest.main(["-q", "-x", *tests, "-p", "no:cacheprovider"]))
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=ids)
 def test_mutation_turns_a_test_red(mutation, tmp_path):
+    if "kernels" in mutation.path:
+        pytest.importorskip("triton", reason="triton is not here")
     copy_packages(tmp_path)
     path = tmp_path / mutation.path
     source = path.read_text()
     assert source.count(mutation.old) >= 1, f"{mutation.path} lost: {mutation.old}"
     path.write_text(source.replace(mutation.old, mutation.new))
-    result = run_tests(tmp_path, mutation.noticed_by)
+    code, printed = run_tests(tmp_path, mutation.noticed_by)
     # 1 is pytest's "tests ran and some failed"; 2 would be a broken collection.
-    assert result.returncode == 1, result.stdout[-2000:] + result.stderr[-2000:]
-    assert "FAILED" in result.stdout
+    assert code == 1, printed[-4000:]
+    assert "FAILED" in printed
 
 
 def test_an_unbroken_copy_is_green_and_is_what_is_tested(tmp_path):
@@ -188,5 +548,12 @@ def test_an_unbroken_copy_is_green_and_is_what_is_tested(tmp_path):
     for package in ("moba_ref", "moba_fast"):
         probe += f"    assert {package}.__file__.startswith({str(tmp_path)!r})\n"
     (tmp_path / "tests" / "test_origin.py").write_text(probe)
-    result = run_tests(tmp_path, "test_origin.py", "test_limits.py")
-    assert result.returncode == 0, result.stdout[-2000:]
+    code, printed = run_tests(tmp_path, "test_origin.py", "test_limits.py")
+    assert code == 0, printed[-4000:]
+
+
+@pytest.mark.slow
+def test_whatever_notices_a_mutation_is_green_on_an_unbroken_copy(tmp_path):
+    copy_packages(tmp_path)
+    code, printed = run_tests(tmp_path, *sorted({m.noticed_by for m in MUTATIONS}))
+    assert code == 0, printed[-4000:]

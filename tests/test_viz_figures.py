@@ -467,7 +467,8 @@ def test_work_that_cannot_be_is_refused(work, wanted, words):
 
 def test_the_route_picture_puts_every_pair_into_its_list():
     s = SCENES["packed"]
-    before, after = viz.route_picture(s.routing, s.blocks, head=1).axes
+    fig = viz.route_picture(s.routing, s.blocks, head=1, query=31)
+    before, after = fig.axes
     cu, N = s.routing.cu_pairs, len(s.blocks.start)
     for n in range(N):
         queries = s.routing.query[cu[N + n] : cu[N + n + 1]]
@@ -477,6 +478,10 @@ def test_the_route_picture_puts_every_pair_into_its_list():
         assert [t.get_position()[1] for t in listed] == list(range(len(queries)))
         rows = [t.get_position()[1] for t in before.texts if t.get_position()[0] == n]
         assert sorted(rows) == queries.tolist()
+        places = np.flatnonzero(queries == 31)
+        told = [f"place {p} of block {n} (pair {cu[N + n]} + {p})" for p in places]
+        assert all(place in fig.what_to_see for place in told)
+    assert fig.what_to_see.count("place") == (s.routing.query[cu[N] :] == 31).sum() > 1
     top = after.child_axes[0]
     assert [t.get_text() for t in top.get_xticklabels()] == [str(n) for n in cu[N:]]
 

@@ -114,8 +114,8 @@ def test_one_query_is_framed_in_every_panel_and_told():
     ]
     assert fig.finding.startswith("Head 0: 5 choices become 3 lists")
     assert fig.what_to_see == (
-        "query 7 (black frames) chooses 1 past block, stands at place 2 of block 3 "
-        "and place 0 of block 4, and its bar is 75% and 25%."
+        "query 7 (black frames) chooses 1 past block, stands, own queries first, at "
+        "place 2 of block 3 and place 0 of block 4, and its bar is 75% and 25%."
     )
 
 

@@ -109,7 +109,7 @@ def findings(loads, could):
     mean = loads[head][could > 0].mean()
     title = (
         f"Head {head} sends {busiest} queries to block {block}, "
-        f"{busiest / mean:.1f} times the mean"
+        f"{busiest / mean:.1f} times the mean over blocks"
     )
     idle = ((loads == 0) & (could > 0)).sum()
     return title, (

@@ -172,5 +172,6 @@ def follow(parts, query, head):
     shares = [f"{parts.share[m]:.0%}" for m in mine]
     return title, (
         f"query {query} (black frames) chooses {count(len(past), 'past block')}, "
-        f"stands at {listed(places)}, and its bar is {listed(shares)}."
+        f"stands, own queries first, at {listed(places)}, and its bar is "
+        f"{listed(shares)}."
     )

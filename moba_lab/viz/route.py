@@ -101,6 +101,12 @@ def follow(block, queries, offsets, query, head):
         f"Head {head}: {count(len(queries), 'pair')} sorted by block, so that each "
         f"block is read once for all its queries"
     )
-    places = [f"pair {offsets[0] + p} (block {block[p]})" for p in pairs]
-    see = f"query {query} (white boxes) stands at {' and '.join(places) or 'no pair'}"
+    first = offsets[block[pairs]]
+    places = [
+        f"place {place} of block {n} (pair {start} + {place})"
+        for n, start, place in zip(
+            block[pairs], first, offsets[0] + pairs - first, strict=True
+        )
+    ]
+    see = f"query {query} (white boxes) stands at {' and '.join(places) or 'no place'}"
     return title, f"{see}; inside a list queries stay in ascending order."
