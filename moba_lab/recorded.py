@@ -5,7 +5,6 @@ or that an older file does not have, is None.
 """
 
 import csv
-import re
 from collections import defaultdict
 from pathlib import Path
 from typing import NamedTuple
@@ -149,119 +148,11 @@ def source(rows):
     words += [
         f"{NAMES.get(name, name)} {version}"
         for name, version in zip(MACHINE[2:], versions, strict=True)
-        if version
+        if version and (driver or name == "torch")
     ]
     days = sorted({row["date"].partition("T")[0] for row in rows})
     words.append(" to ".join(dict.fromkeys([days[0], days[-1]])))
     return ", ".join(word for word in words if word)
-
-
-def account(rows, workloads):
-    """Say what of some workloads was recorded and what was not, one line each.
-
-    Example:
-        >>> row = Row(workload="A", S=8, kernel="triton", status="ok")
-        >>> bad = Row(row, kernel="aten", status="out of memory")
-        >>> account([row, bad], ["A", "B"])
-        ['A: 1 measured; flash at 8 tokens: out of memory', 'B: not recorded']
-    """
-    lines = []
-    for name in workloads:
-        of = pick(rows, workload=name)
-        parts = [f"{len(pick(of, status='ok'))} measured"] if of else ["not recorded"]
-        parts += [
-            f"{program(row)} at {row['S']:,} tokens: {row['status']}"
-            for row in of
-            if row["status"] != "ok"
-        ]
-        lines.append(f"{name}: {'; '.join(parts)}")
-    return lines
-
-
-def losses(rows):
-    """List where dense attention is faster, one line per program, shape and direction.
-
-    Example:
-        >>> row = Row(S=8, H=2, block_size=4, topk=3, direction="forward", speedup=0.5)
-        >>> losses([Row(row, kernel="triton"), Row(row, kernel="aten", speedup=1.5)])
-        ['triton, blocks of 4, topk 3, 2 heads, forward: 0.50x at 8 tokens']
-    """
-    found = defaultdict(list)
-    for row in rows:
-        if row["speedup"] is not None and row["speedup"] < 1:
-            clustered = ", clustered" if row["routing"] == "clustered" else ""
-            shape = (
-                f"{program(row)}, blocks of {row['block_size']:,}, topk {row['topk']}, "
-                f"{row['H']} heads, {row['direction']}{clustered}"
-            )
-            found[shape].append(f"{row['speedup']:.2f}x at {row['S']:,} tokens")
-    return [f"{shape}: {', '.join(where)}" for shape, where in found.items()]
-
-
-def against(row, work):
-    """Hold a count by hand against what a row says that its stages had to do.
-
-    Args:
-        row: Row.
-        work: dict from stage to (FLOPs, bytes).
-
-    Returns:
-        For each stage that both have, the recorded FLOPs and bytes over the counted.
-
-    Example:
-        >>> against(Row(past_flops=8, past_bytes=11), {"past": (8, 10), "gate": (1, 1)})
-        'past 1.00 and 1.10'
-    """
-    parts = []
-    for stage, counted in work.items():
-        found = row[f"{stage}_flops"], row[f"{stage}_bytes"]
-        if None not in found:
-            flops, size = (a / b for a, b in zip(found, counted, strict=True))
-            parts.append(f"{stage} {flops:.2f} and {size:.2f}")
-    return ", ".join(parts) or "not recorded"
-
-
-def clustered_cost(rows):
-    """List the time of clustered choices over that of random ones, one line each.
-
-    Example:
-        >>> row = Row(workload="E", kernel="triton", direction="forward", S=8, H=1)
-        >>> one = Row(row, routing="random", total_median_s=2.0)
-        >>> clustered_cost([one, Row(row, routing="clustered", total_median_s=3.0)])
-        ['E, triton, forward: 1.50 times the time of random choices']
-    """
-    same = ("workload", "kernel", "direction", "S", "H", "block_size", "topk")
-    lines = []
-    for row in pick(rows, routing="clustered"):
-        for other in pick(rows, routing="random", **{name: row[name] for name in same}):
-            both = row["total_median_s"], other["total_median_s"]
-            if None not in both:
-                what = f"{row['workload']}, {program(row)}, {row['direction']}"
-                ratio = f"{both[0] / both[1]:.2f} times the time of random choices"
-                lines.append(f"{what}: {ratio}")
-    return lines
-
-
-def over_peers(row):
-    """Say how much faster a row is than every dense attention that ran beside it.
-
-    Example:
-        >>> over_peers(Row(dense_notes="flash: 3 s; cudnn: 2 s", total_median_s=0.5))
-        '6.0x over flash, 4.0x over cudnn'
-    """
-    peers = dense_times(row).items()
-    return ", ".join(f"{t / row['total_median_s']:.1f}x over {x}" for x, t in peers)
-
-
-def dense_times(row):
-    """Return the seconds of every dense attention that was measured beside a row.
-
-    Example:
-        >>> dense_times(Row(dense_notes="flash: 0.25 s; cudnn: out of memory"))
-        {'flash': 0.25}
-    """
-    found = re.findall(r"(\w+): ([\d.]+) s(?:;|$)", row["dense_notes"] or "")
-    return {name: float(seconds) for name, seconds in found}
 
 
 def curves(rows, what="time"):
@@ -328,7 +219,7 @@ def faster_from(slow, fast):
         >>> faster_from(dense, ours)
         2
     """
-    slow, fast = (dict(zip(x.tokens, x.middle, strict=True)) for x in (slow, fast))
+    slow, fast = (dict(zip(*curve[:2], strict=True)) for curve in (slow, fast))
     result = None
     for tokens in sorted(slow.keys() & fast.keys(), reverse=True):
         if fast[tokens] > slow[tokens]:

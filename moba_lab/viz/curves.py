@@ -61,7 +61,10 @@ def draw_curves(ax, curves, units, base=10):
     tokens = sorted({n for curve in curves.values() for n in curve[0]})
     ax.set_xticks(tick_lengths(tokens), [length(n) for n in tick_lengths(tokens)])
     ax.xaxis.set_minor_locator(NullLocator())
-    ax.yaxis.set_major_locator(LogLocator(base, numticks=9))
+    values = [value for curve in curves.values() for value in curve[1]]
+    # Over a short range one tick per power would leave hardly any.
+    parts = (1, 2, 5) if base == 10 and max(values) < 500 * min(values) else (1,)
+    ax.yaxis.set_major_locator(LogLocator(base, parts, numticks=9))
     ax.yaxis.set_minor_locator(NullLocator())
     ax.yaxis.set_major_formatter(FuncFormatter(lambda y, _: scaled(y, units)))
     ax.grid(axis="y", color=GRID, lw=0.5)
@@ -69,17 +72,20 @@ def draw_curves(ax, curves, units, base=10):
 
 
 def tick_lengths(tokens):
-    """Return lengths at least a factor of four apart, the longest one among them.
+    """Return lengths far enough apart for ticks, the longest one among them.
 
     Example:
-        >>> tick_lengths([1024, 2048, 4096, 8192, 16384, 163840])
-        [1024, 4096, 16384, 163840]
+        >>> tick_lengths([1024, 1536, 2048, 4096])
+        [1024, 2048, 4096]
+        >>> tick_lengths([2**n for n in range(10, 18)])
+        [2048, 8192, 32768, 131072]
         >>> tick_lengths([])
         []
     """
+    apart = 2 if not tokens or max(tokens) < 100 * min(tokens) else 4
     ticks = []
     for n in sorted(tokens, reverse=True):
-        if not ticks or 4 * n <= ticks[0]:
+        if not ticks or apart * n <= ticks[0]:
             ticks.insert(0, n)
     return ticks
 
@@ -92,6 +98,8 @@ def say_nothing(ax):
 
 def explain(fig, names, source, extra=()):
     """Put the programs below the axes, and above them what they were measured on."""
+    if not names and not extra:
+        return
     pairs = []
     for name in names:
         text, color, marker, line = PROGRAMS[name]

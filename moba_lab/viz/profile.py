@@ -47,7 +47,7 @@ def reading_profile(panels):
         for ax, (reads, B, topk) in zip(axes, panels, strict=True):
             draw_profile(ax, reads, B * topk)
             ax.set_title(f"{length(len(reads))} tokens, blocks of {B}, topk {topk}")
-            name_axes(ax, "query position", "keys read" if ax is axes[0] else "")
+            name_axes(ax, "query position", "keys read")
         dashes = Line2D([], [], color="black", ls="--", lw=1.5)
         pairs = [
             (Patch(fc=COLOR[State.PAST], ec=LINE), "read by full attention only"),

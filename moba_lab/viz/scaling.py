@@ -1,5 +1,6 @@
 """Picture time against length, and from where on a program is faster than another."""
 
+import numpy as np
 from matplotlib.lines import Line2D
 
 from moba_lab.recorded import faster_from
@@ -40,9 +41,11 @@ def scaling_curves(panels, source):
             name_axes(ax, "tokens", "time for one head" if ax is row[0] else "")
             if curves:
                 draw_curves(ax, curves, SECONDS)
-                mark_crossovers(ax, curves)
             else:
                 say_nothing(ax)
+        # The panels share their limits, which all curves have set by now.
+        for ax, curves in zip(row, panels.values(), strict=True):
+            mark_crossovers(ax, curves)
         star = Line2D([], [], color=LINE, ls=":", lw=1.5)
         extra = [(star, "never slower than dense from here on")]
         explain(fig, shown(panels), source, extra if crossings(panels) else ())
@@ -51,20 +54,22 @@ def scaling_curves(panels, source):
 
 def mark_crossovers(ax, curves):
     """Draw a line from the axis to every curve where it stays below dense."""
+    low, high = ax.get_ylim()
+    middle = np.sqrt(np.prod(ax.get_xlim()))
     for row, (name, tokens) in enumerate(crossings({"": curves}).values()):
         color = PROGRAMS[name][1]
         curve = dict(zip(*curves[name][:2], strict=True))
-        low = ax.get_ylim()[0]
         ax.vlines(tokens, low, curve[tokens], color=color, ls=":", lw=1.5)
         ax.text(
             tokens,
             0.02 + 0.08 * row,
-            f" from {length(tokens)}",
+            f" from {length(tokens)} ",
             color=color,
+            ha="left" if tokens < middle else "right",
             transform=ax.get_xaxis_transform(),
             bbox={"fc": "white", "ec": "none", "pad": 0.5},
         )
-        ax.set_ylim(bottom=low)
+    ax.set_ylim(low, high)
 
 
 def crossings(panels):

@@ -11,7 +11,7 @@ from moba_lab.viz.words import listed
 PREDICTED = {
     "pairs": ("predicted from pairs alone", "|", "none"),
     "floor": ("predicted from FLOPs and bytes", "D", "none"),
-    "paper": ("reported by the paper", "*", "#F0E442"),
+    "paper": ("reported by the paper", "*", "black"),
 }
 MEASURED = ("flash", "triton")
 
@@ -79,7 +79,7 @@ def draw_row(ax, y, row):
     for name in (x for x in PREDICTED if x in row):
         _, marker, face = PREDICTED[name]
         size = 14 if marker == "|" else 9
-        style = {"ls": "", "mec": LINE, "mfc": face, "mew": 1.2, "zorder": 5}
+        style = {"ls": "", "mec": LINE, "mfc": face, "mew": 1.5, "zorder": 5}
         ax.plot(row[name], y, marker=marker, ms=size, **style)
     for name in (x for x in MEASURED if x in row):
         _, color, marker, _ = PROGRAMS[name]
