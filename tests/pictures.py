@@ -52,3 +52,27 @@ def pack_by_hand():
     rows = [[-1, 0], [-1, 0], [0, 1], [0, 1], [1, 2], [-1, 3], [-1, 3], [3, 4], [3, 4]]
     selected = np.array(rows, dtype=np.int32)[:, None]
     return partition([0, 5, 9], block_size=2), selected
+
+
+def measured(which, scale=1.0):
+    """Make panels of curves over few, many or one length, and what they come from.
+
+    Args:
+        which: "plain", "packed" or "large".
+        scale: factor of all values.
+    """
+    last = {"plain": 14, "packed": 10, "large": 23}[which]
+    tokens = tuple(2**n for n in range(10, last + 1))
+    panels = {}
+    for factor, title in ((1, "forward"), (3, "forward+backward")):
+        dense = [factor * scale * (1e-6 + 1e-12 * n * n) for n in tokens]
+        flash = [factor * scale * (1e-4 + 1e-8 * n) for n in tokens]
+        ours = [factor * scale * (1e-5 + 1e-9 * n) for n in tokens]
+        panels[title] = {
+            name: (tokens, values, [0.9 * v for v in values], [1.2 * v for v in values])
+            for name, values in (("dense", dense), ("flash", flash), ("triton", ours))
+        }
+    if which == "packed":
+        panels["forward+backward"] = {}
+    source = "NVIDIA H100 80GB HBM3, driver 580.159.04, PyTorch 2.11.0+cu130, "
+    return panels, source + "Triton 3.6.0, 2026-11-24 to 2026-11-26"

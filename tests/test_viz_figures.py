@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from matplotlib import pyplot as plt
 from matplotlib.text import Text
-from pictures import example, large, pack_by_hand
+from pictures import example, large, measured, pack_by_hand
 
 from moba_lab import viz
 from moba_lab.viz import State
@@ -22,6 +22,10 @@ WORK = {
     "mask": (67_108_864, 8_192),
     "gather": (9_703_424, 9_703_424),
     "block by block": (11_796_480, 15_872),
+}
+SPEEDUPS = {
+    "A forward": {"pairs": 11.4, "floor": 9, "paper": 6.5, "flash": 3, "triton": 8.5},
+    "E forward": {"pairs": 13, "floor": 8, "triton": 0.8},
 }
 NAMES = [
     "block_ruler",
@@ -37,6 +41,10 @@ NAMES = [
     "pipeline_stills",
     "gap_histogram",
     "work_bars",
+    "scaling_curves",
+    "memory_curves",
+    "speedup_rows",
+    "reading_profile",
     "text_blocks",
     "line_heatmap",
 ]
@@ -64,6 +72,10 @@ def draw(name, which="plain"):
         "pipeline_stills": lambda: viz.pipeline_stills(*steps),
         "gap_histogram": lambda: viz.gap_histogram(gap, gap < 0.01, 1e-2),
         "work_bars": lambda: viz.work_bars(WORK, 9_703_424),
+        "scaling_curves": lambda: viz.scaling_curves(*measured(which)),
+        "memory_curves": lambda: viz.memory_curves(*measured(which, 1e9)),
+        "speedup_rows": lambda: viz.speedup_rows(SPEEDUPS, measured(which)[1]),
+        "reading_profile": lambda: viz.reading_profile([(np.arange(64) % 8 + 1, 8, 1)]),
         "text_blocks": lambda: viz.text_blocks(text, s.blocks, s.selected, few[-1:]),
         "line_heatmap": lambda: viz.line_heatmap(text, s.blocks, s.selected),
     }[name]()

@@ -12,15 +12,19 @@ from moba_lab.viz.gate import gate_map
 from moba_lab.viz.lines import line_heatmap
 from moba_lab.viz.load import load, load_histogram
 from moba_lab.viz.mask import token_mask
+from moba_lab.viz.memory import memory_curves
 from moba_lab.viz.merge import block_weights, merge_weights
 from moba_lab.viz.movie import film, film_stills
 from moba_lab.viz.page import text_html
 from moba_lab.viz.parts import pipeline_parts
 from moba_lab.viz.pipeline import pipeline_stills
 from moba_lab.viz.pipeline_movie import pipeline_film
+from moba_lab.viz.profile import reading_profile
 from moba_lab.viz.route import route_picture
+from moba_lab.viz.scaling import scaling_curves
 from moba_lab.viz.select import selection_heatmap
 from moba_lab.viz.show import show
+from moba_lab.viz.speedup import speedup_rows
 from moba_lab.viz.states import states, token_states
 from moba_lab.viz.strip import query_strip
 from moba_lab.viz.style import State
@@ -41,14 +45,18 @@ __all__ = [
     "line_heatmap",
     "load",
     "load_histogram",
+    "memory_curves",
     "merge_weights",
     "pipeline_film",
     "pipeline_parts",
     "pipeline_stills",
     "query_strip",
+    "reading_profile",
     "route_picture",
+    "scaling_curves",
     "selection_heatmap",
     "show",
+    "speedup_rows",
     "states",
     "text_blocks",
     "text_html",

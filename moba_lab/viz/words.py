@@ -68,3 +68,39 @@ def farthest(cells, head=0):
     own = (cells[:, head] == State.CURRENT).argmax(axis=1)
     reach = np.where(read.any(axis=1), own - read.argmax(axis=1), 0)
     return int(len(reach) - 1 - reach[::-1].argmax())
+
+
+def length(tokens):
+    """Write a number of tokens with K or M where it divides.
+
+    Example:
+        >>> length(4096), length(10 * 2**20), length(1000)
+        ('4K', '10M', '1,000')
+    """
+    for size, unit in ((2**20, "M"), (2**10, "K")):
+        if tokens >= size and tokens % size == 0:
+            return f"{tokens // size}{unit}"
+    return f"{tokens:,}"
+
+
+def scaled(value, units):
+    """Write a positive number with three digits and the unit that suits it.
+
+    Args:
+        value: number in the smallest unit that counts.
+        units: dict from unit to its size, ascending.
+
+    Example:
+        >>> SECONDS
+        {'µs': 1e-06, 'ms': 0.001, 's': 1.0}
+        >>> scaled(0.0123, SECONDS), scaled(12345.6, SECONDS), scaled(2**21, BYTES)
+        ('12.3 ms', '12,346 s', '2 MiB')
+    """
+    fitting = [unit for unit, size in units.items() if value >= 0.9995 * size]
+    unit = (fitting or list(units))[-1]
+    value = value / units[unit]
+    return f"{value:,.0f} {unit}" if value >= 999.5 else f"{value:.3g} {unit}"
+
+
+SECONDS = {"µs": 1e-6, "ms": 1e-3, "s": 1.0}
+BYTES = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}

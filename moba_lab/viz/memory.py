@@ -1,0 +1,65 @@
+"""Picture memory against length."""
+
+from moba_lab.viz.curves import (
+    PROGRAMS,
+    at_longest,
+    check_panels,
+    comparison,
+    draw_curves,
+    explain,
+    say_nothing,
+    shown,
+)
+from moba_lab.viz.style import canvas, finish, name_axes, styled
+from moba_lab.viz.words import BYTES, length
+
+
+def memory_curves(panels, source):
+    """Draw the memory that calls take beyond their inputs, against the length.
+
+    Args:
+        panels: as in `scaling_curves`, with bytes for one head.
+        source: hardware, versions and date of the measurement.
+
+    Returns:
+        Figure.
+
+    Raises:
+        ValueError: as `curves.check_panels`.
+    """
+    check_panels(panels)
+    with styled():
+        fig = canvas(4.2)
+        row = fig.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+        for ax, (title, curves) in zip(row, panels.items(), strict=True):
+            ax.set_title(title)
+            label = "memory for one head, beyond inputs"
+            name_axes(ax, "tokens", label if ax is row[0] else "")
+            if curves:
+                draw_curves(ax, curves, BYTES, base=16)
+            else:
+                say_nothing(ax)
+        explain(fig, shown(panels), source)
+        return finish(fig, *findings(panels))
+
+
+def findings(panels):
+    """Return title and sentence about the longest lengths."""
+    found = {t: at_longest(c) for t, c in panels.items() if at_longest(c)}
+    most = [
+        (values[name] / values["dense"], name, tokens, title)
+        for title, (tokens, values) in found.items()
+        for name in values.keys() - {"dense"}
+    ]
+    if not most:
+        return "No two programs to compare", "there is nothing to compare here."
+    times, name, tokens, title = max(most)
+    sentences = [
+        comparison(title, curves, BYTES, ("less", "more"))
+        for title, curves in panels.items()
+    ]
+    return (
+        f"At {length(tokens)} tokens ({title}) {PROGRAMS[name][0]} takes {times:.1f} "
+        f"times the memory of dense attention",
+        "; ".join(filter(None, sentences)) + ".",
+    )
