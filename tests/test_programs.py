@@ -79,6 +79,11 @@ def of_keys(cells, s):
     return found
 
 
+def by_slot(s):
+    """Return the partial results as (S, H, slots, D)."""
+    return s.past.view(*s.selected.shape[:2], -1, s.q.shape[2])
+
+
 def meet(s, kernel, kind, x):
     return programs_of_rows(s.seen[kernel, kind], x)
 
@@ -102,7 +107,7 @@ def test_lists_read_keys_and_write_the_rows_of_their_map(traced):
     cells = programs.list_programs(*arguments, rows=1024)
     assert (meet(s, "attend_resident", "load", s.q) == of_queries(cells)).all()
     assert (meet(s, "attend_resident", "load", s.k) == of_keys(cells, s)).all()
-    wrote = meet(s, "attend_resident", "store", s.past.view(*s.selected.shape[:2], 2, 8))
+    wrote = meet(s, "attend_resident", "store", by_slot(s))
     chosen = s.selected[..., :-1]
     for at in np.argwhere(chosen.numpy() >= 0):
         query, head, slot = at.tolist()
@@ -123,10 +128,9 @@ def test_combine_reads_and_writes_the_queries_of_its_map(traced):
     s = traced
     cells = programs.query_programs(s.selected, s.blocks, rows=16)
     assert (meet(s, "combine_tile", "store", s.out) == of_queries(cells)).all()
-    own = cells.copy()
-    own[:, :, :][~owned(s)] = -1
+    own = np.where(owned(s), cells, -1)
     assert (meet(s, "combine_tile", "load", s.k) == of_keys(own, s)).all()
-    parts = meet(s, "combine_tile", "load", s.past.view(*s.selected.shape[:2], 2, 8))
+    parts = meet(s, "combine_tile", "load", by_slot(s))
     for at in np.argwhere(s.selected[..., :-1].numpy() >= 0):
         query, head, _ = at
         assert parts[tuple(at)] == of_queries(cells)[query, head]

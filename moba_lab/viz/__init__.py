@@ -18,14 +18,19 @@ from moba_lab.viz.page import text_html
 from moba_lab.viz.parts import pipeline_parts
 from moba_lab.viz.pipeline import pipeline_stills
 from moba_lab.viz.pipeline_movie import pipeline_film
+from moba_lab.viz.programs import program_map
+from moba_lab.viz.roofline import roofline
 from moba_lab.viz.route import route_picture
 from moba_lab.viz.select import selection_heatmap
 from moba_lab.viz.show import show
+from moba_lab.viz.stage_times import stage_times
 from moba_lab.viz.states import states, token_states
+from moba_lab.viz.stream import topk_stream
 from moba_lab.viz.strip import query_strip
 from moba_lab.viz.style import State
 from moba_lab.viz.terminal import ascii
 from moba_lab.viz.text import text_blocks
+from moba_lab.viz.tile import tile_life
 from moba_lab.viz.work import work_bars
 
 __all__ = [
@@ -45,14 +50,19 @@ __all__ = [
     "pipeline_film",
     "pipeline_parts",
     "pipeline_stills",
+    "program_map",
     "query_strip",
+    "roofline",
     "route_picture",
     "selection_heatmap",
     "show",
+    "stage_times",
     "states",
     "text_blocks",
     "text_html",
+    "tile_life",
     "token_mask",
     "token_states",
+    "topk_stream",
     "work_bars",
 ]
