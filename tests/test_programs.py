@@ -22,18 +22,18 @@ from moba_fast.kernels import attend, backward, combine, gate, route
 SCALE = 0.3
 
 
-def inputs(packed, heads_k):
+def small(packed, heads_k):
+    """Return q, k, v, blocks and topk of the running example."""
     example = running_example(packed=packed)
     q, k, v = (torch.tensor(x).float() for x in (example.q, example.k, example.v))
     blocks = moba_fast.partition(example.cu_seqlens, example.block_size)
     k, v = (x[:, :heads_k].contiguous() for x in (k, v))
-    k_mean = moba_fast.pool_keys(k, blocks)
-    return q, k, v, k_mean, blocks, example.topk
+    return q, k, v, blocks, example.topk
 
 
-def step(packed, heads_k):
+def step(q, k, v, blocks, topk):
     """Run the kernels of both directions under watch and keep all they read."""
-    q, k, v, k_mean, blocks, topk = inputs(packed, heads_k)
+    k_mean, heads_k = moba_fast.pool_keys(k, blocks), k.shape[1]
     s = SimpleNamespace(q=q, k=k, v=v, blocks=blocks, heads_k=heads_k)
     s.out, s.dq = torch.empty_like(q), torch.empty_like(q)
     s.lse = torch.empty(q.shape[:2])
@@ -58,7 +58,7 @@ def step(packed, heads_k):
     ids=["plain", "packed", "grouped"],
 )
 def traced(request):
-    return step(*request.param)
+    return step(*small(*request.param))
 
 
 def of_queries(cells):
@@ -162,8 +162,18 @@ def test_one_program_writes_the_gradient_of_a_query(traced):
     assert set(map(len, wrote.flat)) == {1}
 
 
-def test_lists_of_other_blocks_are_refused():
-    s = SimpleNamespace(**dict(zip("qkvmbt", inputs(False, 2), strict=True)))
-    selected = moba_fast.select_blocks(s.q, s.m, s.b, s.t)
-    with pytest.raises(ValueError, match="lists for each of 8 blocks, got 9"):
-        programs.list_programs([], [0] * 10, selected, s.b, rows=16)
+def test_a_block_may_have_several_tiles_of_queries():
+    torch.manual_seed(0)
+    q, k, v = torch.randn(3, 90, 2, 8)
+    s = step(q, k, v, moba_fast.partition([0, 90], block_size=40), topk=2)
+    cells = programs.gradient_programs(s.selected, s.blocks, rows=32)
+    assert (meet(s, "queries_kernel", "store", s.dq) == of_queries(cells)).all()
+    own = np.where(owned(s), cells, -1)
+    assert max(map(len, of_keys(own, s).flat)) == 2
+
+
+def test_lists_of_other_blocks_are_refused(traced):
+    s = traced
+    n = len(s.blocks.start)
+    with pytest.raises(ValueError, match=f"each of {n} blocks, got {n + 1}"):
+        programs.list_programs([], [0] * (n + 2), s.selected, s.blocks, rows=16)

@@ -158,6 +158,7 @@ def test_the_stream_marks_what_comes_goes_and_is_not_better():
         [1, 4, 5, 6, 7],
         [1, 5],
     ]
+    assert [p for p in ax.patches if p.get_hatch()] == []
     assert fig.finding == (
         "5 looks at a maximum keep the best 2 of 8 scores that come in 2 tiles"
     )
@@ -172,6 +173,8 @@ def test_a_stream_hides_what_its_tile_took_and_gave_up_again():
     ax = viz.topk_stream([2.0, 1.0, 0.0], steps, 3, 1).axes[0]
     hatched = [p.get_xy() for p in ax.patches if p.get_hatch()]
     assert hatched == [(0.5, 1.5)]
+    shown = ~np.ma.getmaskarray(ax.images[0].get_array())
+    assert np.flatnonzero(shown[2]).tolist() == [0, 2]
 
 
 def test_a_stream_without_rounds_is_refused():
@@ -216,12 +219,20 @@ def test_the_roofline_says_what_bounds_the_longest_stage():
     fig = viz.roofline(MEASURED["large"])
     assert fig.finding == (
         "With blocks of 128, past reaches 20% of what copying allows; with blocks of "
-        "4096, backward reaches 50% of what computing allows"
+        "4,096, backward reaches 50% of what computing allows"
     )
     assert fig.what_to_see == (
         "of the stages that take 5% of the time or more, with blocks of 128 past is "
-        "farthest below its ceiling, at 20%, and with blocks of 4096 route is farthest "
-        "below its ceiling, at 25%."
+        "farthest below its ceiling, at 20%, and with blocks of 4,096 route is "
+        "farthest below its ceiling, at 25%."
+    )
+
+
+def test_the_roofline_does_not_speak_of_stages_that_take_no_time():
+    row = MEASURED["plain"][0] | {"gate_s": "0.0001", "gate_bytes": "2e6"}
+    assert viz.roofline([row]).what_to_see == (
+        "of the stages that take 5% of the time or more, with blocks of 128 route is "
+        "farthest below its ceiling, at 25%."
     )
 
 
@@ -236,11 +247,11 @@ def test_times_stand_beside_what_the_ceilings_allow():
     assert [t.get_text() for t in ax.texts][-1] == "10 ms, 50%"
     assert fig.finding == (
         "Past takes most time with blocks of 128, 62%; backward takes most time with "
-        "blocks of 4096, 67%"
+        "blocks of 4,096, 67%"
     )
     assert fig.what_to_see == (
         "at the ceilings, all stages together would take 25% with blocks of 128 and "
-        "47% with blocks of 4096 of what they took."
+        "47% with blocks of 4,096 of what they took."
     )
 
 
@@ -250,7 +261,7 @@ def test_times_stand_beside_what_the_ceilings_allow():
     [
         ([], "one or two measurements, got 0"),
         ([{"status": "out of memory"}], "a measurement, got out of memory"),
-        ([{"status": "ok"}], "a column 'copy_bytes_per_s'"),
+        ([{"status": "ok"}], "with copy_bytes_per_s and matmul_flops_per_s"),
         (
             [{"copy_bytes_per_s": "1", "matmul_flops_per_s": "1"}],
             "measured stages with their flops or bytes, got none",

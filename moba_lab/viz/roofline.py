@@ -10,6 +10,7 @@ from moba_lab.viz.stages import (
     provenance,
     read_rows,
     shape,
+    with_blocks,
 )
 from moba_lab.viz.style import (
     COLOR,
@@ -68,8 +69,8 @@ def roofline(rows):
 
 
 def look(name):
-    """Return size and colours of a stage's mark: forward blue, backward orange."""
-    fill = COLOR[State.CURRENT if name == "backward" else State.SELECTED]
+    """Return size and colours of a stage's mark: forward blue, backward white."""
+    fill = "white" if name == "backward" else COLOR[State.SELECTED]
     return {"ms": 9, "mfc": fill, "mec": "black", "ls": ""}
 
 
@@ -100,7 +101,7 @@ def findings(rows, read):
     """Return title and sentence: what the longest stage reaches, and the slowest."""
     told, slow = [], []
     for row, found in zip(rows, read, strict=True):
-        where, top = f"with blocks of {row['block_size']}", longest(found)
+        where, top = with_blocks(row), longest(found)
         told.append(
             f"{where}, {top.name} reaches {top.share:.0%} of what {top.bound} allows"
         )

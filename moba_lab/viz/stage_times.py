@@ -10,6 +10,7 @@ from moba_lab.viz.stages import (
     provenance,
     read_rows,
     shape,
+    with_blocks,
 )
 from moba_lab.viz.style import (
     COLOR,
@@ -88,7 +89,7 @@ def findings(rows, read):
     """Return title and sentence about where the time goes."""
     told, shares = [], []
     for row, found in zip(rows, read, strict=True):
-        where, top = f"with blocks of {row['block_size']}", longest(found)
+        where, top = with_blocks(row), longest(found)
         total = sum(stage.seconds for stage in found)
         told.append(f"{top.name} takes most time {where}, {top.seconds / total:.0%}")
         shares.append(f"{sum(s.least for s in found) / total:.0%} {where}")

@@ -6,6 +6,7 @@ STAGES = (
     *("partition", "pool", "gate", "route"),
     *("past", "current", "combine", "backward"),
 )
+CEILINGS = ("copy_bytes_per_s", "matmul_flops_per_s")
 
 
 @dataclass(frozen=True)
@@ -51,36 +52,33 @@ class Stage:
 
 def ceilings(row):
     """Return the bytes per second of a copy and the FLOP per second of a product."""
-    return float(row["copy_bytes_per_s"]), float(row["matmul_flops_per_s"])
+    return tuple(float(row[column]) for column in CEILINGS)
 
 
 def stages(row):
     """Read the stages of a recorded measurement that took time and must do something.
 
     Args:
-        row: {column: text} with STAGE_s, STAGE_flops, STAGE_bytes, copy_bytes_per_s and
-            matmul_flops_per_s, as `moba_fast.bench` records them.
+        row: {column: text or number} with STAGE_s, STAGE_flops, STAGE_bytes,
+            copy_bytes_per_s and matmul_flops_per_s, as `moba_fast.bench` records them.
 
     Returns:
         List of Stage.
 
     Raises:
-        ValueError: if a column is missing, or the measurement failed.
+        ValueError: if the measurement failed, or lacks the ceilings or all stages.
     """
     if row.get("status", "ok") != "ok":
         raise ValueError(f"expected a measurement, got {row['status']}")
-    try:
-        copy, matmul = ceilings(row)
-        found = []
-        for name in STAGES:
-            if row.get(f"{name}_s"):
-                seconds = float(row[f"{name}_s"])
-                flops = float(row[f"{name}_flops"] or 0)
-                size = float(row[f"{name}_bytes"] or 0)
-                times = size / copy, flops / matmul
-                found.append(Stage(name, seconds, flops, size, *times))
-    except KeyError as error:
-        raise ValueError(f"expected a column {error} in the measurement") from None
+    if missing := [column for column in CEILINGS if not row.get(column)]:
+        raise ValueError(f"expected a measurement with {' and '.join(missing)}")
+    copy, matmul = ceilings(row)
+    found = []
+    for name in STAGES:
+        seconds, flops, size = (
+            float(row.get(f"{name}_{what}") or 0) for what in ("s", "flops", "bytes")
+        )
+        found.append(Stage(name, seconds, flops, size, size / copy, flops / matmul))
     found = [stage for stage in found if stage.seconds and stage.least]
     if not found:
         raise ValueError("expected measured stages with their flops or bytes, got none")
@@ -101,10 +99,13 @@ def read_rows(rows):
 def shape(row):
     """Name the shape of a measurement in two short lines."""
     tokens = int(row["S"]) * int(row.get("batch") or 1)
-    return (
-        f"{tokens:,} tokens, {row['H']} heads,\nblocks of {row['block_size']}, "
-        f"topk {row['topk']}"
-    )
+    heads, block_size, topk = (int(row[n]) for n in ("H", "block_size", "topk"))
+    return f"{tokens:,} tokens, {heads} heads,\nblocks of {block_size:,}, topk {topk}"
+
+
+def with_blocks(row):
+    """Name a measurement by its blocks."""
+    return f"with blocks of {int(row['block_size']):,}"
 
 
 def provenance(row):
