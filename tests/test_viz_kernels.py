@@ -246,12 +246,19 @@ def test_times_stand_beside_what_the_ceilings_allow():
     assert np.allclose(least, [0.5, 0.5, 1, 5])
     assert [t.get_text() for t in ax.texts][-1] == "10 ms, 50%"
     assert fig.finding == (
-        "Past takes most time with blocks of 128, 62%; backward takes most time with "
-        "blocks of 4,096, 67%"
+        "Past takes most time, 62% with blocks of 128; backward takes most time, 67% "
+        "with blocks of 4,096"
     )
     assert fig.what_to_see == (
         "at the ceilings, all stages together would take 25% with blocks of 128 and "
         "47% with blocks of 4,096 of what they took."
+    )
+
+
+def test_a_stage_that_takes_most_time_twice_is_named_once():
+    rows = [measured(size, past=0.01) for size in (128, 512)]
+    assert viz.stage_times(rows).finding == (
+        "Past takes most time, 77% with blocks of 128 and 77% with blocks of 512"
     )
 
 

@@ -87,13 +87,14 @@ def milliseconds(seconds):
 
 def findings(rows, read):
     """Return title and sentence about where the time goes."""
-    told, shares = [], []
+    told, shares = {}, []
     for row, found in zip(rows, read, strict=True):
         where, top = with_blocks(row), longest(found)
         total = sum(stage.seconds for stage in found)
-        told.append(f"{top.name} takes most time {where}, {top.seconds / total:.0%}")
+        told.setdefault(top.name, []).append(f"{top.seconds / total:.0%} {where}")
         shares.append(f"{sum(s.least for s in found) / total:.0%} {where}")
-    return capitalized(told), (
+    titles = [f"{name} takes most time, {' and '.join(s)}" for name, s in told.items()]
+    return capitalized(titles), (
         f"at the ceilings, all stages together would take {' and '.join(shares)} of "
         f"what they took."
     )
