@@ -200,7 +200,9 @@ def time_calls(case, backends, dense):
     if device == "cuda":
         calls = {name: watched(call, peaks, name) for name, call in calls.items()}
     settings = case.settings
-    found = take_turns(calls, settings.repeats, device, settings.patience)
+    compiling = [name for name in calls if name[0] == "ours" and device == "cuda"]
+    limits = settings.repeats, device, settings.patience
+    found = take_turns(calls, *limits, compiling)
     times |= of_kind("ours", found)
     if dense is None:
         dense = Dense(of_kind("dense", found), missing, of_kind("dense", peaks))

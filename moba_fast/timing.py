@@ -12,7 +12,7 @@ from moba_fast.memory import out_of_memory
 PATIENCE = 20.0
 
 
-def take_turns(candidates, repeats, device, patience=None):
+def take_turns(candidates, repeats, device, patience=None, compiling=()):
     """Time functions in turn, so that a slow spell of the machine hits all of them.
 
     Args:
@@ -21,6 +21,8 @@ def take_turns(candidates, repeats, device, patience=None):
             took so long that there is no time for more.
         device: "cpu" or "cuda".
         patience: seconds after which a candidate is not repeated; None: PATIENCE.
+        compiling: names of candidates whose first call may compile kernels, so that it
+            never counts and another one follows.
 
     Returns:
         dict from name to a list of seconds, or to the error that a candidate raised.
@@ -38,7 +40,8 @@ def take_turns(candidates, repeats, device, patience=None):
         if isinstance(first, Exception):
             times[name], left[name] = first, 0
         else:
-            left[name] = min(repeats, int(patience / first))
+            least = 1 if name in compiling else 0
+            left[name] = max(least, min(repeats, int(patience / first)))
             times[name] = [] if left[name] else [first]
     for turn in range(repeats):
         for name, function in candidates.items():

@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
+from moba_lab import programs
 from moba_lab.example import running_example
 from moba_ref import (
     attend_current,
@@ -23,7 +24,12 @@ def scene(q, k, v, cu_seqlens, block_size, topk):
     selected = select_blocks(q, k_mean, blocks, topk)
     routing = route(selected, blocks)
     scale = q.shape[-1] ** -0.5
+    slots, n_blocks = topk - 1, len(blocks.start)
+    row = routing.query * q.shape[1] + routing.entry // n_blocks
     return SimpleNamespace(
+        lists=SimpleNamespace(
+            pairs=row * slots + routing.slot, cu_pairs=routing.cu_pairs
+        ),
         blocks=blocks,
         scores=gate_scores(q, k_mean, blocks),
         selected=selected,
@@ -42,6 +48,60 @@ def large():
     """Make 512 tokens in five sequences, one of them empty, and 8 heads."""
     q, k, v = np.random.default_rng(0).normal(size=(3, 512, 8, 4))
     return scene(q, k, v, [0, 100, 101, 101, 300, 512], block_size=16, topk=4)
+
+
+def programs_of(s):
+    """Return the programs of three kernels, with the tiles of the running example."""
+    lists, heads = s.lists, s.selected.shape[1]
+    return {
+        "choose_best": programs.gate_programs(s.blocks, heads, heads, rows=16),
+        "attend_resident": programs.list_programs(
+            lists.pairs, lists.cu_pairs, s.selected, s.blocks, rows=1024
+        ),
+        "combine_tile": programs.query_programs(s.selected, s.blocks, rows=16),
+    }
+
+
+# Eight scores in tiles of four, of which two are kept: the rounds by hand.
+STREAM = (
+    [0.5, 2.0, -1.0, 1.0, 0.0, 3.0, 0.7, 1.5],
+    [(0, 1, -1), (0, 3, -1), (0, 0, None), (4, 5, 3), (4, 7, None)],
+    4,
+    2,
+)
+
+
+def measured(block_size, past, backward=None):
+    """Write a recorded measurement by hand, as text like a CSV file's.
+
+    A copy reaches 2 TB/s and a product 400 TFLOP/s, so that the roof bends at 200 FLOP
+    per byte.
+
+    Args:
+        block_size: of the shape.
+        past: seconds of a stage that needs 1 ms for 2 GB, and less for 100 GFLOP.
+        backward: seconds of one that needs 5 ms for 2 TFLOP; None: not measured.
+    """
+    row = {"S": 65536, "batch": 2, "H": 16, "topk": 8, "block_size": block_size}
+    row |= {"copy_bytes_per_s": 2e12, "matmul_flops_per_s": 4e14, "status": "ok"}
+    row |= {"device": "a GPU", "driver": "1.2", "torch": "2.11", "triton": "3.6"}
+    row |= {"date": "2026-11-24T18:09:38Z", "workload": "D"}
+    # The least times are 0.5 ms for both: one stage computes nothing.
+    row |= {"route_s": 0.002, "route_flops": 0, "route_bytes": 1e9}
+    row |= {"pool_s": 0.001, "pool_flops": 1e9, "pool_bytes": 1e9}
+    row |= {"past_s": past, "past_flops": 1e11, "past_bytes": 2e9}
+    row |= {"partition_s": 0.00001, "partition_flops": "", "partition_bytes": ""}
+    row |= {"backward_s": "", "backward_flops": 2e12, "backward_bytes": 2e9}
+    if backward:
+        row["backward_s"] = backward
+    return {name: str(value) for name, value in row.items()}
+
+
+MEASURED = {
+    "plain": [measured(128, past=0.002)],
+    "packed": [measured(128, past=0.002, backward=0.02)],
+    "large": [measured(128, past=0.005), measured(4096, past=0.002, backward=0.01)],
+}
 
 
 def pack_by_hand():

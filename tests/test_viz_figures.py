@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 from matplotlib import pyplot as plt
 from matplotlib.text import Text
-from pictures import example, large, measured, pack_by_hand
+from pictures import (
+    MEASURED,
+    STREAM,
+    example,
+    large,
+    measured,
+    pack_by_hand,
+    programs_of,
+)
 
 from moba_lab import viz
 from moba_lab.viz import State
@@ -47,7 +55,14 @@ NAMES = [
     "reading_profile",
     "text_blocks",
     "line_heatmap",
+    "program_map",
+    "tile_life",
+    "topk_stream",
+    "roofline",
+    "stage_times",
 ]
+# These draw a few dozen queries at most.
+SMALL = ("route_picture", "program_map", "tile_life")
 
 
 def draw(name, which="plain"):
@@ -78,6 +93,11 @@ def draw(name, which="plain"):
         "reading_profile": lambda: viz.reading_profile([(np.arange(64) % 8 + 1, 8, 1)]),
         "text_blocks": lambda: viz.text_blocks(text, s.blocks, s.selected, few[-1:]),
         "line_heatmap": lambda: viz.line_heatmap(text, s.blocks, s.selected),
+        "program_map": lambda: viz.program_map(s.selected, s.blocks, programs_of(s)),
+        "tile_life": lambda: viz.tile_life(s.lists, s.selected, s.blocks, 1, rows=16),
+        "topk_stream": lambda: viz.topk_stream(*STREAM),
+        "roofline": lambda: viz.roofline(MEASURED[which]),
+        "stage_times": lambda: viz.stage_times(MEASURED[which]),
     }[name]()
 
 
@@ -95,7 +115,7 @@ def figures():
 
 def all_figures(test):
     pairs = [
-        (n, w) for n in NAMES for w in SCENES if (n, w) != ("route_picture", "large")
+        (n, w) for n in NAMES for w in SCENES if (n in SMALL, w) != (True, "large")
     ]
     return pytest.mark.parametrize(("name", "which"), pairs)(test)
 

@@ -20,16 +20,21 @@ from moba_lab.viz.parts import pipeline_parts
 from moba_lab.viz.pipeline import pipeline_stills
 from moba_lab.viz.pipeline_movie import pipeline_film
 from moba_lab.viz.profile import reading_profile
+from moba_lab.viz.programs import program_map
+from moba_lab.viz.roofline import roofline
 from moba_lab.viz.route import route_picture
 from moba_lab.viz.scaling import scaling_curves
 from moba_lab.viz.select import selection_heatmap
 from moba_lab.viz.show import show
 from moba_lab.viz.speedup import speedup_rows
+from moba_lab.viz.stage_times import stage_times
 from moba_lab.viz.states import states, token_states
+from moba_lab.viz.stream import topk_stream
 from moba_lab.viz.strip import query_strip
 from moba_lab.viz.style import State
 from moba_lab.viz.terminal import ascii
 from moba_lab.viz.text import text_blocks
+from moba_lab.viz.tile import tile_life
 from moba_lab.viz.work import work_bars
 
 __all__ = [
@@ -50,17 +55,22 @@ __all__ = [
     "pipeline_film",
     "pipeline_parts",
     "pipeline_stills",
+    "program_map",
     "query_strip",
     "reading_profile",
+    "roofline",
     "route_picture",
     "scaling_curves",
     "selection_heatmap",
     "show",
     "speedup_rows",
+    "stage_times",
     "states",
     "text_blocks",
     "text_html",
+    "tile_life",
     "token_mask",
     "token_states",
+    "topk_stream",
     "work_bars",
 ]
