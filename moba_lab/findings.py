@@ -107,36 +107,26 @@ def clustered_cost(rows):
 
 
 def replayed(rows):
-    """Say from where on calls that a CUDA graph replays are faster than dense ones.
+    """List calls that a CUDA graph replayed, so that the GPU waits for no host.
 
-    A replay needs no host, so this is where the GPU itself has less to do.
+    Only the shortest length of every shape is listed, where the host matters most.
 
     Example:
         >>> from moba_lab.recorded import Row
         >>> row = Row(workload="F", topk=3, direction="forward", kernel="triton", S=8)
-        >>> times = {"graph_s": 5e-5, "total_median_s": 2e-4, "dense_median_s": 1e-4}
-        >>> replayed([Row(row | times)])
-        ['F, topk 3, forward, triton: from 8 tokens on (50 µs, with the host 200 µs)']
+        >>> replayed([Row(row, total_median_s=2e-4, graph_s=5e-5)])
+        ['F, topk 3, forward, triton: 200 µs, replayed 50 µs, at 8 tokens']
     """
-    shapes = defaultdict(list)
-    for row in rows:
-        if None not in (row["graph_s"], row["dense_median_s"]):
+    shortest = {}
+    for row in sorted(rows, key=lambda row: row["S"]):
+        if None not in (row["graph_s"], row["total_median_s"]):
             shape = f"{row['workload']}, topk {row['topk']}, {row['direction']}"
-            shapes[f"{shape}, {program(row)}"].append(row)
-    return [f"{name}: {when_replayed(some)}" for name, some in shapes.items()]
-
-
-def when_replayed(rows):
-    """Say from which length on the replays of one shape beat dense attention."""
-    slower = [row["S"] for row in rows if row["graph_s"] > row["dense_median_s"]]
-    faster = [row for row in rows if row["S"] > max(slower, default=0)]
-    if not faster:
-        return "at no length"
-    row = min(faster, key=lambda row: row["S"])
-    replay, whole = (1e6 * row[x] for x in ("graph_s", "total_median_s"))
-    return (
-        f"from {row['S']:,} tokens on ({replay:.0f} µs, with the host {whole:.0f} µs)"
-    )
+            shortest.setdefault(f"{shape}, {program(row)}", row)
+    return [
+        f"{name}: {1e6 * row['total_median_s']:.0f} µs, replayed "
+        f"{1e6 * row['graph_s']:.0f} µs, at {row['S']:,} tokens"
+        for name, row in shortest.items()
+    ]
 
 
 def over_peers(row):

@@ -1,4 +1,4 @@
-"""Write the README's table of backends: `python -m moba_lab.readme`, or `--check`."""
+"""Write the README's tables: `python -m moba_lab.readme`, or `--check`."""
 
 import argparse
 import sys
@@ -6,14 +6,71 @@ from pathlib import Path
 
 from moba_fast import backends
 from moba_fast.backends import dtype_names
+from moba_lab import recorded
+from moba_lab.viz.words import SECONDS, length, scaled
 
+RECORDED = "bench_h100.csv"
 PATH = Path(__file__).resolve().parents[1] / "README.md"
-FIRST = "<!-- written by python -m moba_lab.readme -->"
-LAST = "<!-- end of what python -m moba_lab.readme writes -->"
+FIRST = "<!-- {} written by python -m moba_lab.readme -->"
+LAST = "<!-- end of {} -->"
 HEADER = (
     *("backend", "needs", "dtypes", "largest D", "backward", "bit-identical"),
     *("`PagedKVCache`", "what attends"),
 )
+
+
+MEASURED = (
+    *("workload", "tokens", "heads", "blocks", "topk", "fastest dense"),
+    *('`"triton"`', "faster", "pairs promise", '`"flash"`'),
+)
+
+
+def measured(rows):
+    """Lay out recorded workloads as a table in Markdown, times of lone calls.
+
+    Args:
+        rows: list of Row, see `moba_lab.recorded.read`. Random choices are shown, and
+            of workload F, which has many lengths, 8K tokens with blocks of 512.
+
+    Example: a workload that was recorded for one direction has one row.
+        >>> row = recorded.Row(workload="A", routing="random", status="ok", S=2048)
+        >>> row |= {"H": 4, "HK": 4, "block_size": 128, "topk": 3, "kernel": "triton"}
+        >>> row |= {"direction": "forward", "dense_kernel": "cudnn", "work_ratio": 5}
+        >>> row |= {"dense_median_s": 1, "total_median_s": 0.25, "speedup": 4.0}
+        >>> measured([recorded.Row(row)]).splitlines()[-1]
+        '| A forward | 2K | 4 | 128 | 3 | cudnn 1 s | 250 ms | 4.0x | 5.0x |  |'
+    """
+    lines = [MEASURED, ["---"] * len(MEASURED)]
+    shown = [
+        row
+        for row in recorded.pick(rows, routing="random", kernel="triton", status="ok")
+        if row["workload"] in (*"ABCDE", "F")
+        and (row["workload"] != "F" or (row["S"], row["block_size"]) == (8192, 512))
+    ]
+    for row in sorted(shown, key=lambda row: (row["workload"], row["direction"])):
+        lines.append(measured_cells(row, rows))
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def measured_cells(row, rows):
+    """Return the cells of one row; `rows` may hold the other backend's, too."""
+    shape = ("workload", "S", "direction", "routing", "block_size", "topk")
+    other = recorded.pick(rows, **{x: row[x] for x in shape}, status="ok")
+    flash = [r for r in other if recorded.program(r) == "flash"]
+    grouped = "" if row["H"] == row["HK"] else f", {row['HK']} for keys"
+    batch = f"{row['batch']} x " if (row["batch"] or 1) > 1 else ""
+    return [
+        f"{row['workload']} {row['direction']}",
+        f"{batch}{length(row['S'])}",
+        f"{row['H']}{grouped}",
+        f"{row['block_size']:,}",
+        str(row["topk"]),
+        f"{row['dense_kernel']} {scaled(row['dense_median_s'], SECONDS)}",
+        scaled(row["total_median_s"], SECONDS),
+        f"{row['speedup']:.1f}x",
+        f"{row['work_ratio']:.1f}x",
+        scaled(flash[0]["total_median_s"], SECONDS) if flash else "",
+    ]
 
 
 def table(found):
@@ -51,38 +108,48 @@ def cells(support):
     ]
 
 
-def with_table(text, written):
-    """Put a table between the two markers of a text.
+def with_table(text, name, written):
+    """Put a table between the two markers of a text that name it.
 
     Raises:
         ValueError: if the text does not have each marker once, in this order.
 
     Example:
-        >>> with_table(f"a {FIRST}old{LAST} b", "new").count("old")
+        >>> text = f"a {FIRST.format('x')}old{LAST.format('x')} b"
+        >>> with_table(text, "x", "new").count("old")
         0
     """
-    before, first, rest = text.partition(FIRST)
-    _, last, after = rest.partition(LAST)
-    if not (first and last) or FIRST in rest or LAST in before + after:
-        raise ValueError(f"expected {FIRST!r}, then {LAST!r}, each once")
+    first, last = (marker.format(name) for marker in (FIRST, LAST))
+    before, found, rest = text.partition(first)
+    _, end, after = rest.partition(last)
+    if not (found and end) or first in rest or last in before + after:
+        raise ValueError(f"expected {first!r}, then {last!r}, each once")
     return f"{before}{first}\n\n{written}\n{last}{after}"
 
 
+def with_tables(text):
+    """Put all tables into the text of the README."""
+    rows = recorded.read(RECORDED)
+    source = f"\nMeasured on {recorded.source(rows)}.\n"
+    text = with_table(text, "backends", table(backends()))
+    return with_table(text, "measurements", measured(rows) + source)
+
+
 def main(arguments=None, path=PATH):
-    """Run the command line; return 1 where `--check` finds another table."""
+    """Run the command line; return 1 where `--check` finds other tables."""
     parser = argparse.ArgumentParser(
         prog="python -m moba_lab.readme",
-        description="Write the table of backends into README.md.",
+        description="Write the tables of backends and measurements into README.md.",
     )
     parser.add_argument("--check", action="store_true", help="compare, write nothing")
     check = parser.parse_args(arguments).check
     text = path.read_text(encoding="utf-8")
-    expected = with_table(text, table(backends()))
+    expected = with_tables(text)
     if not check:
         path.write_text(expected, encoding="utf-8")
     elif text != expected:
         print(
-            f"{path.name} does not have the table that backends() gives; "
+            f"{path.name} does not have the tables of backends() and {RECORDED}; "
             f"run python -m moba_lab.readme",
             file=sys.stderr,
         )

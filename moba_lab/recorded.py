@@ -167,8 +167,7 @@ def curves(rows, what="time"):
         what: "time" in seconds, or "memory" in bytes, which has no spread.
 
     Returns:
-        dict from "dense", the names of `program`, and "graph" for their calls replayed
-        from a CUDA graph, to Curve, slowest to build first.
+        dict from "dense" and the names of `program` to Curve, slowest to build first.
 
     Example:
         >>> row = Row(S=64, H=2, status="ok", kernel="triton", peak_bytes=10)
@@ -178,25 +177,18 @@ def curves(rows, what="time"):
     found = defaultdict(dict)
     for row in rows:
         # Dense attention may have gone well where the other call did not.
-        ours = (program(row), "graph") if row["status"] == "ok" else ()
-        for name in ("dense", *ours):
+        for name in ("dense", program(row)) if row["status"] == "ok" else ("dense",):
             values = measured(row, name, what)
             if values[0] is not None:
                 share = row["H"] * (row["batch"] or 1)
                 found[name][row["S"]] = [value / share for value in values]
-    names = "dense", "flash", "triton", "graph", "torch"
-    order = [name for name in names if name in found]
+    order = [name for name in ("dense", "flash", "triton", "torch") if name in found]
     return {name: as_curve(found[name]) for name in order}
 
 
 def measured(row, name, what):
-    """Return median and quartiles of what a row holds about a program.
-
-    Program "graph" is the same call replayed from a CUDA graph, which needs no host.
-    """
+    """Return median and quartiles of what a row holds about a program."""
     dense = name == "dense"
-    if name == "graph":
-        return [row["graph_s"] if what == "time" else None] * 3
     if what == "memory":
         return [row["dense_peak_bytes" if dense else "peak_bytes"]] * 3
     prefix = "dense" if dense else "total"

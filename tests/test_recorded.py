@@ -126,20 +126,3 @@ def test_clustered_choices_are_compared_with_random_ones_of_the_same_shape():
     assert len(findings.clustered_cost(rows)) == 1
     assert "2.00 times" in findings.clustered_cost(rows)[0]
     assert findings.clustered_cost(rows[1:]) == []
-
-
-def test_replays_are_a_curve_of_their_own():
-    shape = {"workload": "F", "topk": 3, "direction": "forward"}
-    times = {"graph_s": 0.25, "total_median_s": 1.0, "dense_median_s": 0.5}
-    first = row(S=64, **shape, **times)
-    found = recorded.curves([recorded.Row(first), row(S=128)])
-    assert found["graph"].tokens == (64,)
-    assert found["graph"].middle == (0.25 / first["H"],)
-    assert "graph" not in recorded.curves([recorded.Row(first)], "memory")
-    slow = recorded.Row(first, S=32, graph_s=0.75)
-    listed = findings.replayed([slow, recorded.Row(first)])
-    assert listed == [
-        "F, topk 3, forward, triton: "
-        "from 64 tokens on (250000 µs, with the host 1000000 µs)"
-    ]
-    assert findings.replayed([slow])[0].endswith(": at no length")

@@ -13,7 +13,6 @@ PROGRAMS = {
     "dense": ("dense attention", "#000000", "s", "--"),
     "flash": ("the paper's pipeline", "#D55E00", "^", "-."),
     "triton": ("our pipeline", "#0072B2", "o", "-"),
-    "graph": ("our pipeline as a CUDA graph", "#56B4E9", "v", ":"),
     "torch": ("MoBA on the CPU", "#009E73", "D", "-"),
 }
 NOTHING = "not recorded"

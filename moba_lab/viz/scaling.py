@@ -22,9 +22,8 @@ def scaling_curves(panels, source):
 
     Args:
         panels: dict from title, such as "forward", to a dict from program ("dense",
-            "flash", "triton", "graph", "torch") to (tokens, medians, lower quartiles,
-            upper quartiles), the last three in seconds for one head. A panel may be
-            empty.
+            "flash", "triton", "torch") to (tokens, medians, lower quartiles, upper
+            quartiles), the last three in seconds for one head. A panel may be empty.
         source: hardware, versions and date of the measurement.
 
     Returns:
