@@ -3,13 +3,13 @@
 import os
 from dataclasses import dataclass
 from functools import cache
-from importlib.metadata import version
 from importlib.util import find_spec
 
 import torch
 
 from moba_fast import _flash
 from moba_fast.checks import DTYPES
+from moba_fast.machine import version_of
 
 
 @dataclass(frozen=True)
@@ -101,6 +101,15 @@ SUPPORT = {
 }
 
 
+# The fastest backend on a GPU by dtype, from so many queries on, as measured on an H100
+# (moba_lab/results/bench_h100.csv; a test compares). Where nothing was measured, the
+# first other one that fits is taken.
+FASTEST = {
+    torch.bfloat16: ((0, "triton"),),
+    torch.float16: ((0, "triton"),),
+}
+
+
 @dataclass(frozen=True)
 class Backend:
     """Describe one backend: whether it runs on this machine, and what it takes.
@@ -160,7 +169,7 @@ def look_for_triton(here):
         return False, "no CUDA device was found"
     if torch.version.cuda and torch.cuda.get_device_capability() < (8, 0):
         return False, f"{here} is older than Ampere"
-    return True, f"Triton {version('triton')} on {here}"
+    return True, f"Triton {version_of('triton')} on {here}"
 
 
 def interpreting():
@@ -209,11 +218,13 @@ def fastest_kernel(q):
 
     The environment variable MOBA_FAST_KERNEL wins over what was measured.
     """
-    known, named = backends(), _flash.VARIABLE in os.environ
-    if q.is_cuda and known["triton"].available and not (named or why_not("triton", q)):
-        return FUSED
-    if known["flash"].available and not why_not("flash", q):
-        return _flash.choose()[0]
+    fastest = ()
+    if q.device.type == "cuda" and _flash.VARIABLE not in os.environ:
+        known = FASTEST.get(q.dtype, ())
+        fastest = [name for first, name in known if q.shape[0] >= first][-1:]
+    for name in (*fastest, "flash"):
+        if backends()[name].available and not why_not(name, q):
+            return FUSED if name == "triton" else _flash.choose()[0]
     return _flash.default_kernel(q)
 
 
