@@ -1,7 +1,7 @@
 """Measure calls of moba_attention, stage by stage, next to dense attention."""
 
-import statistics
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 
@@ -10,6 +10,7 @@ from moba_fast.blocks import partition
 from moba_fast.dense import dense_candidates, with_gradients
 from moba_fast.memory import out_of_memory, peak_in_child, watched
 from moba_fast.moba import moba_attention
+from moba_fast.peers import Dense, compare, first_line
 from moba_fast.points import Point, inputs
 from moba_fast.stage_work import count, stage_work, work
 from moba_fast.stages import graph_seconds, stage_times
@@ -35,21 +36,6 @@ class Settings:
     repeats: int = 5
     patience: float = PATIENCE
     workspace_bytes: int = DEFAULT
-
-
-@dataclass(frozen=True)
-class Dense:
-    """Hold what was measured of dense attention, by name of its kernel.
-
-    Attributes:
-        times: lists of seconds, or the error that came instead.
-        missing: reasons why kernels do not take such inputs.
-        peaks: bytes that a call took beyond its inputs; on a GPU only.
-    """
-
-    times: dict = field(default_factory=dict)
-    missing: dict = field(default_factory=dict)
-    peaks: dict = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -170,11 +156,6 @@ def failure(error):
     return {"status": status, "message": first_line(error)}
 
 
-def first_line(error):
-    """Return the first line of an error's message, or its type if it has none."""
-    return next(iter(str(error).splitlines()), type(error).__name__)
-
-
 def time_calls(case, backends, dense):
     """Time whole calls, taking turns; see `measure`.
 
@@ -205,8 +186,31 @@ def time_calls(case, backends, dense):
     found = take_turns(calls, *limits, compiling)
     times |= of_kind("ours", found)
     if dense is None:
-        dense = Dense(of_kind("dense", found), missing, of_kind("dense", peaks))
+        of_dense = of_kind("dense", found)
+        graphs = {
+            name: replay_seconds(case, of_dense[name], call)
+            for name, call in peers.items()
+        }
+        dense = Dense(of_dense, missing, of_kind("dense", peaks), graphs)
     return times, of_kind("ours", peaks), dense
+
+
+def replay_seconds(case, seconds, call):
+    """Time a call replayed from a CUDA graph, if it is a short forward pass.
+
+    Args:
+        case: Case.
+        seconds: list of what the call took before, or its error.
+        call: function of no arguments.
+
+    Returns:
+        seconds, the median; "" where that makes no sense or does not work.
+    """
+    wanted = case.dout.device.type == "cuda" and not case.point.backward
+    if not wanted or isinstance(seconds, Exception) or min(seconds) >= SHORT:
+        return ""
+    found = attempt(lambda: graph_seconds(call))
+    return "" if isinstance(found, Exception) else found
 
 
 def of_kind(kind, found):
@@ -228,10 +232,8 @@ def outcome(case, row, seconds, counts):
         *(case.leaves, case.dout, device, row["kernel"], case.settings.repeats),
     )
     found |= stage_work(counts, point, row["kernel"])
-    captured = row["kernel"] == FUSED and found["total_min_s"] < SHORT
-    if device == "cuda" and captured and not point.backward:
-        replayed = attempt(lambda: graph_seconds(lambda: case.attend(backend)))
-        found["graph_s"] = "" if isinstance(replayed, Exception) else replayed
+    if row["kernel"] == FUSED:
+        found["graph_s"] = replay_seconds(case, seconds, partial(case.attend, backend))
     results = [case.dout, *(case.leaves if point.backward else ())]
     found["output_bytes"] = sum(x.nbytes for x in results)
     if device == "cpu":
@@ -246,32 +248,3 @@ def call_and_warm_up(point, backend, settings, threads):
     case = Case(point, *inputs(point, "cpu"), settings)
     short = case.beginning(WARM_UP_BLOCKS * point.block_size)
     return lambda: short.run(backend), lambda: case.run(backend)
-
-
-def compare(dense, row):
-    """Name the fastest dense kernel and how much of the work ratio was achieved.
-
-    Args:
-        dense: Dense.
-        row: with total_median_s and work_ratio, where there is a result.
-    """
-    done = {n: t for n, t in dense.times.items() if isinstance(t, list)}
-    failed = {n: reason(e) for n, e in dense.times.items() if n not in done}
-    notes = [f"{n}: {statistics.median(t):.6f} s" for n, t in done.items()]
-    notes += [f"{n}: {reason}" for n, reason in (failed | dense.missing).items()]
-    found = {"dense_notes": "; ".join(notes)}
-    if not done:
-        return found
-    best = min(done, key=lambda name: statistics.median(done[name]))
-    found |= {"dense_kernel": best, **spread("dense", done[best])}
-    if best in dense.peaks:
-        found["dense_peak_bytes"] = dense.peaks[best]
-    if "total_median_s" in row:
-        found["speedup"] = found["dense_median_s"] / row["total_median_s"]
-        found["share_of_work_ratio"] = found["speedup"] / row["work_ratio"]
-    return found
-
-
-def reason(error):
-    """Say why a dense kernel has no time."""
-    return "out of memory" if out_of_memory(error) else first_line(error)

@@ -19,7 +19,7 @@ DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 MAY_BE_EMPTY = {
     *("workload", "message", "driver", "triton", "flash-attn", "flash-attn-4"),
     # Measured on a GPU only.
-    *("host_s", "graph_s", "dense_peak_bytes"),
+    *("host_s", "graph_s", "dense_peak_bytes", "dense_graph_s"),
 }
 OF_BACKWARD = {
     *("backward_s", "backward_other_s", "backward_flops", "backward_bytes"),

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from importlib import import_module
 from itertools import pairwise, product
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import given
 from impls import FAST, cases
 
 import moba_fast
-from moba_fast import ceilings, dense, memory, op, stages, timing
+from moba_fast import ceilings, dense, measure, memory, op, stages, timing
 from moba_fast.backends import kernel_of
 from moba_fast.measure import Case, Settings
 from moba_fast.points import Point, inputs, point_of
@@ -408,3 +409,24 @@ def test_a_first_call_that_may_compile_never_counts(monkeypatch):
     calls = {name: lambda name=name: seconds[name] for name in seconds}
     found = timing.take_turns(calls, 5, "cpu", patience=5, compiling=["kernel"])
     assert found == {"kernel": [1.0], "dense": [9.0]}
+
+
+def test_short_forward_passes_are_replayed_and_nothing_else(monkeypatch):
+    replayed = []
+    monkeypatch.setattr(measure, "graph_seconds", lambda call: replayed.append(call()))
+
+    def seconds_of(seconds, device="cuda", backward=False):
+        dout = SimpleNamespace(device=torch.device(device))
+        case = SimpleNamespace(dout=dout, point=replace(TINY, backward=backward))
+        return measure.replay_seconds(case, seconds, lambda: "called")
+
+    for arguments in (
+        ([2 * measure.SHORT], "cuda"),
+        (MemoryError(), "cuda"),
+        ([0.001], "cpu"),
+        ([0.001], "cuda", True),
+    ):
+        assert seconds_of(*arguments) == ""
+    assert replayed == []
+    assert seconds_of([1.0, 0.001]) is None
+    assert replayed == ["called"]
