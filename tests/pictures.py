@@ -71,7 +71,7 @@ STREAM = (
 )
 
 
-def measured(block_size, past, backward=None):
+def stages_measured(block_size, past, backward=None):
     """Write a recorded measurement by hand, as text like a CSV file's.
 
     A copy reaches 2 TB/s and a product 400 TFLOP/s, so that the roof bends at 200 FLOP
@@ -98,9 +98,12 @@ def measured(block_size, past, backward=None):
 
 
 MEASURED = {
-    "plain": [measured(128, past=0.002)],
-    "packed": [measured(128, past=0.002, backward=0.02)],
-    "large": [measured(128, past=0.005), measured(4096, past=0.002, backward=0.01)],
+    "plain": [stages_measured(128, past=0.002)],
+    "packed": [stages_measured(128, past=0.002, backward=0.02)],
+    "large": [
+        stages_measured(128, past=0.005),
+        stages_measured(4096, past=0.002, backward=0.01),
+    ],
 }
 
 

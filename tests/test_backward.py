@@ -8,6 +8,8 @@ from impls import FAST, REF, cases, largest_error, make_case
 
 import moba_fast
 import moba_ref
+from moba_fast._even import Pack
+from moba_fast.varlen import attention_backward
 from moba_lab.agree import agree, plain_attention
 
 
@@ -132,3 +134,12 @@ def test_the_choice_has_no_gradient():
     chosen = case.run(REF)[2][16, 0, 0]
     moved = k.grad.abs().sum((1, 2)) > 0
     assert moved.nonzero()[:, 0].tolist() == [*range(4 * chosen, 4 * chosen + 4), 16]
+
+
+def test_keys_that_no_query_reads_get_zeros():
+    q, k = torch.zeros(0, 1, 4), torch.ones(6, 1, 4)
+    cu_q, cu_k = torch.tensor([0, 0, 0]), torch.tensor([0, 3, 6])
+    merged = q, q, k, k, q, torch.zeros(0, 1)
+    grads = attention_backward(*merged, Pack(cu_q, cu_k, 0, 3), False, 1.0, True)
+    assert [x.shape for x in grads] == [q.shape, k.shape, k.shape]
+    assert not any(x.any() for x in grads)

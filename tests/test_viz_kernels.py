@@ -3,7 +3,14 @@
 import numpy as np
 import pytest
 from matplotlib.colors import to_hex
-from pictures import MEASURED, STREAM, example, measured, pack_by_hand, programs_of
+from pictures import (
+    MEASURED,
+    STREAM,
+    example,
+    pack_by_hand,
+    programs_of,
+    stages_measured,
+)
 
 from moba_lab import viz
 from moba_lab.viz.style import COLOR, State
@@ -209,7 +216,7 @@ def test_the_roof_bends_where_both_ceilings_meet():
 
 
 def test_every_point_is_inside_however_slow():
-    ax = viz.roofline([measured(128, past=1000.0)]).axes[0]
+    ax = viz.roofline([stages_measured(128, past=1000.0)]).axes[0]
     (x, y), (low, high) = marks(ax, "o")[0], ax.get_ylim()
     assert low < y < high
     assert ax.get_xlim()[0] < x < ax.get_xlim()[1]
@@ -256,7 +263,7 @@ def test_times_stand_beside_what_the_ceilings_allow():
 
 
 def test_a_stage_that_takes_most_time_twice_is_named_once():
-    rows = [measured(size, past=0.01) for size in (128, 512)]
+    rows = [stages_measured(size, past=0.01) for size in (128, 512)]
     assert viz.stage_times(rows).finding == (
         "Past takes most time, 77% with blocks of 128 and 77% with blocks of 512"
     )
