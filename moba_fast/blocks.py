@@ -35,6 +35,8 @@ class Blocks:
 
     def of_queries(self, first, last):
         """Return the same blocks, for the queries first to last - 1 only."""
+        if first == 0 and last == self.position.shape[0]:
+            return self
         names = ("position", "of_query", "first_of_query")
         return replace(self, **{n: getattr(self, n)[first:last] for n in names})
 
@@ -88,16 +90,16 @@ def lay_out_once(cu_k, cu_q, block_size, device):
     """Return what `lay_out` returns, the same object if the last call asked for it.
 
     Layers of a model ask for the same blocks one after the other, and on a GPU it takes
-    longer to launch the work than short inputs take for all the rest.
+    longer to launch the work than short inputs take for all the rest. The offsets are
+    tuples of integers here, so that asking makes no tensor.
     """
     stream = None
     if device.type == "cuda":
         if torch.cuda.is_current_stream_capturing():
             # What a graph reads must be as old as the graph.
-            return lay_out(cu_k, cu_q, block_size, device)
+            return lay_out_on.__wrapped__(None, cu_k, cu_q, block_size, device)
         stream = torch.cuda.current_stream(device).cuda_stream
-    offsets = (tuple(x.tolist()) for x in (cu_k, cu_q))
-    return lay_out_on(stream, *offsets, block_size, device)
+    return lay_out_on(stream, cu_k, cu_q, block_size, device)
 
 
 @lru_cache(maxsize=1)

@@ -30,6 +30,8 @@ def without_autocast(function):
 
     @wraps(function)
     def run(q, *args):
+        if not torch.is_autocast_enabled(q.device.type):
+            return function(q, *args)
         with torch.autocast(q.device.type, enabled=False):
             return function(q, *args)
 
@@ -177,10 +179,15 @@ def fused():
 
 def blocks_of(q, k, cu_seqlens, cu_seqlens_k, block_size):
     """Check the offsets and cut the sequences into blocks, on q's device."""
-    cu_q = check_offsets(cu_seqlens, "cu_seqlens", len(q))
-    cu_k = check_key_offsets(cu_seqlens_k, cu_q, len(k))
+    n_queries, n_keys = q.shape[0], k.shape[0]
+    if cu_seqlens is None and cu_seqlens_k is None and n_queries == n_keys:
+        cu = (0, n_keys)
+        return lay_out_once(cu, cu, block_size, q.device)
+    cu_q = check_offsets(cu_seqlens, "cu_seqlens", n_queries)
+    cu_k = check_key_offsets(cu_seqlens_k, cu_q, n_keys)
     check_queries_fit(cu_q, cu_k)
-    return lay_out_once(cu_k, cu_q, block_size, q.device)
+    offsets = (tuple(cu.tolist()) for cu in (cu_k, cu_q))
+    return lay_out_once(*offsets, block_size, q.device)
 
 
 def heads_first(x):

@@ -116,11 +116,11 @@ def one_part(q, *_):
 
 def test_blocks_are_laid_out_once_for_layers_alike():
     device = torch.device(DEVICE)
-    offsets = [torch.tensor(x) for x in ([0, 9, 20], [0, 9, 20])]
+    offsets = (0, 9, 20), (0, 9, 20)
     first = lay_out_once(*offsets, 4, device)
-    assert lay_out_once(*[x.clone() for x in offsets], 4, device) is first
-    for others in (([0, 9, 20], [0, 8, 19]), ([0, 8, 20], [0, 8, 20])):
-        other = lay_out_once(*map(torch.tensor, others), 4, device)
+    assert lay_out_once((0, 9, 20), (0, 9, 20), 4, device) is first
+    for others in (((0, 9, 20), (0, 8, 19)), ((0, 8, 20), (0, 8, 20))):
+        other = lay_out_once(*others, 4, device)
         assert other is not first
         assert torch.equal(other.offsets[0], torch.tensor(others[0]))
     assert lay_out_once(*offsets, 5, device).block_size == 5

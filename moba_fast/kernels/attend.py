@@ -38,7 +38,7 @@ def attend_past(q, k, v, lists, blocks, softmax_scale):
             is that of a pair, normalised. Rows of no pair are undefined.
         lse_past: (S * H * slots,) float32, natural logarithm; undefined likewise.
     """
-    n_pairs, D, block_size = len(lists.pairs), q.shape[2], blocks.block_size
+    n_pairs, D, block_size = lists.pairs.shape[0], q.shape[2], blocks.block_size
     out = q.new_empty(n_pairs, D)
     lse = q.new_empty(n_pairs, dtype=torch.float32)
     # Past blocks are complete.
@@ -53,11 +53,11 @@ def attend_past(q, k, v, lists, blocks, softmax_scale):
         described = [describe(x, tiling.keys) for x in (k, v)]
         described = None if None in described else described
     kernel = attend_streamed if streamed else attend_resident
-    kernel[(len(list_of_tile),)](
+    kernel[(list_of_tile.shape[0],)](
         *(q, *(described or (k, v)), out, lse),
         *(lists.pairs, lists.cu_pairs, list_of_tile, first_tile, blocks.start),
         *(x.stride()[:2] for x in (q, k, v)),
-        *(len(blocks.start), block_size, softmax_scale * LOG2E.value),
+        *(blocks.start.shape[0], block_size, softmax_scale * LOG2E.value),
         SLOTS=lists.slots,
         HEADS=q.shape[1],
         D=D,

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 import torch
 from torch.nn.functional import pad
-from triton import cdiv
 
 from moba_fast.blocks import Blocks
 from moba_fast.kernels.backward_current import (
@@ -19,7 +18,7 @@ from moba_fast.kernels.backward_past import (
 )
 from moba_fast.kernels.backward_tilings import backward_tiling
 from moba_fast.kernels.route import tile_map
-from moba_fast.kernels.tilings import gpu_family, padded
+from moba_fast.kernels.tilings import cdiv, gpu_family, padded
 
 # Pairs of a list that one program takes, at least. Each further part of a list costs
 # the traffic of dk and dv in float32: next to nothing per pair at this length.
@@ -124,7 +123,7 @@ class Inputs:
     @property
     def cu_queries(self):
         """First query of every block, then their number: (N + 1,) int64."""
-        ends = pad(self.blocks.start, (0, 1), value=len(self.k))
+        ends = pad(self.blocks.start, (0, 1), value=self.k.shape[0])
         return torch.searchsorted(self.blocks.position, ends)
 
 
@@ -169,7 +168,7 @@ def differentiate_past(inputs, lists, tiling, mode, dk, dv):
     if mode == "atomic":
         past = q.new_zeros(q.shape, dtype=torch.float32)
     else:
-        past = q.new_empty((len(lists.pairs), q.shape[2]))
+        past = q.new_empty((lists.pairs.shape[0], q.shape[2]))
     # Past blocks are complete, so that there is none if all are shorter.
     if blocks.longest < blocks.block_size:
         return past
@@ -184,17 +183,17 @@ def differentiate_past(inputs, lists, tiling, mode, dk, dv):
 def add_lists(inputs, lists, tiling, mode, past, dk, dv):
     """Launch `past_kernel`, and `add_sums_kernel` for lists of several parts."""
     q, blocks = inputs.q, inputs.blocks
-    n_blocks, key_tiles = len(blocks.start), cdiv(blocks.block_size, tiling.keys)
+    n_blocks, key_tiles = blocks.start.shape[0], cdiv(blocks.block_size, tiling.keys)
     padded_keys = key_tiles * tiling.keys
     part_rows = max(FEWEST_PART_ROWS, PART_ROWS_PER_KEY * padded_keys)
     # Every part of a list but the first follows part_rows pairs of its own.
-    most_sums = len(lists.pairs) // part_rows
+    most_sums = lists.pairs.shape[0] // part_rows
     sums = dk.new_empty((most_sums, 2, padded_keys, q.shape[2]))
     list_of_tile, first_tile = tile_map(lists, part_rows)
-    past_kernel[(len(list_of_tile) * key_tiles,)](
+    past_kernel[(list_of_tile.shape[0] * key_tiles,)](
         *(*inputs.tensors, lists.pairs, lists.cu_pairs, list_of_tile, first_tile),
         *(blocks.start, past, dk, dv, sums, *inputs.strides, *strides(dk, dv)),
-        *(inputs.softmax_scale, len(q), n_blocks, blocks.block_size, part_rows),
+        *(inputs.softmax_scale, q.shape[0], n_blocks, blocks.block_size, part_rows),
         key_tiles,
         HEADS=q.shape[1],
         SLOTS=lists.slots,
@@ -219,10 +218,10 @@ def differentiate_pairs(inputs, lists, tiling, past):
     """Write the gradients of the queries of every pair into `past`."""
     q, blocks = inputs.q, inputs.blocks
     list_of_tile, first_tile = tile_map(lists, tiling.rows)
-    past_queries_kernel[(len(list_of_tile),)](
+    past_queries_kernel[(list_of_tile.shape[0],)](
         *(*inputs.tensors, lists.pairs, lists.cu_pairs, list_of_tile, first_tile),
         *(blocks.start, past, *inputs.strides, inputs.softmax_scale),
-        *(len(q), len(blocks.start), blocks.block_size),
+        *(q.shape[0], blocks.start.shape[0], blocks.block_size),
         HEADS=q.shape[1],
         SLOTS=lists.slots,
         EVEN=blocks.block_size % tiling.keys == 0,
@@ -233,11 +232,11 @@ def differentiate_pairs(inputs, lists, tiling, past):
 def differentiate_current(inputs, tiling, dk, dv):
     """Add the own blocks' part to dk and dv."""
     q, k, blocks = inputs.q, inputs.k, inputs.blocks
-    n_blocks, key_tiles = len(blocks.start), cdiv(blocks.longest, tiling.keys)
+    n_blocks, key_tiles = blocks.start.shape[0], cdiv(blocks.longest, tiling.keys)
     current_kernel[(k.shape[1] * n_blocks * key_tiles,)](
         *(*inputs.tensors, inputs.cu_queries, blocks.position),
         *(blocks.start, blocks.end, dk, dv, *inputs.strides, *strides(dk, dv)),
-        *(inputs.softmax_scale, len(q), n_blocks, key_tiles),
+        *(inputs.softmax_scale, q.shape[0], n_blocks, key_tiles),
         RATIO=q.shape[1] // k.shape[1],
         **constants(q, tiling),
     )
@@ -247,10 +246,10 @@ def finish_queries(inputs, selected, past, mode, tiling, dq):
     """Write dq: the own blocks' part, and what the past blocks gave."""
     q, k, blocks = inputs.q, inputs.k, inputs.blocks
     query_tiles = cdiv(blocks.longest, tiling.rows)
-    queries_kernel[(len(blocks.start) * query_tiles * q.shape[1],)](
+    queries_kernel[(blocks.start.shape[0] * query_tiles * q.shape[1],)](
         *(*inputs.tensors, selected, dq if past is None else past),
         *(inputs.cu_queries, blocks.position, blocks.start, dq, *inputs.strides),
-        *(*strides(selected, dq), inputs.softmax_scale, len(q), query_tiles),
+        *(*strides(selected, dq), inputs.softmax_scale, q.shape[0], query_tiles),
         HEADS=q.shape[1],
         RATIO=q.shape[1] // k.shape[1],
         SLOTS=selected.shape[2] - 1,

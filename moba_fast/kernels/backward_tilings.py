@@ -6,6 +6,7 @@ the largest, half of what a multiprocessor has.
 """
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from moba_fast.kernels.tilings import FAMILIES, Tiling, different, fit, padded
 
@@ -64,6 +65,7 @@ KEYS_FLOAT32 = {64: Tiling(16, 32, warps=4), 256: Tiling(16, 16, warps=8)}
 QUERIES_FLOAT32 = {64: Tiling(32, 16, warps=4), 256: Tiling(16, 16, warps=8)}
 
 
+@lru_cache
 def backward_tiling(dtype, D, block_size, family):
     """Choose the tiles of the backward pass.
 

@@ -15,7 +15,14 @@ from moba_fast.kernels.tiles import (
     load_keys,
     precision,
 )
-from moba_fast.kernels.tilings import LARGE, combine_tiling, gpu_family, padded
+from moba_fast.kernels.tilings import (
+    LARGE,
+    cdiv,
+    combine_tiling,
+    gpu_family,
+    padded,
+    power_of_2,
+)
 
 # Slots under way at once, plus one.
 SLOT_STAGES = 4
@@ -44,7 +51,7 @@ def attend_current(
     q, k, v = (x if x.stride(2) == 1 else x.contiguous() for x in (q, k, v))
     slots = selected.shape[2] - 1
     tiling = combine_tiling(q.dtype, D, blocks.longest, gpu_family())
-    combine_tile[(triton.cdiv(n_queries, tiling.rows) * heads,)](
+    combine_tile[(cdiv(n_queries, tiling.rows) * heads,)](
         *(q, k, v, out_past, lse_past, selected, out, lse),
         *(blocks.of_query, blocks.position, blocks.start, blocks.end),
         *(x.stride()[:2] for x in (q, k, v)),
@@ -52,7 +59,7 @@ def attend_current(
         *(n_queries, softmax_scale * LOG2E.value),
         RATIO=heads // k.shape[1],
         SLOTS=slots,
-        SLOTS_PADDED=triton.next_power_of_2(max(slots, 1)),
+        SLOTS_PADDED=power_of_2(max(slots, 1)),
         HEADS=heads,
         D=D,
         WIDTH=padded(D),

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 
 from moba_fast.kernels.gate_means import levels_per_score, split_means
-from moba_fast.kernels.tilings import FAMILIES, gpu_family, padded
+from moba_fast.kernels.tilings import FAMILIES, cdiv, gpu_family, padded, power_of_2
 
 # Past blocks that one pass over the means can keep per row.
 MOST_KEPT = 32
@@ -110,27 +110,27 @@ def select_blocks(q, k_mean, blocks, topk):
         q = q.contiguous()
     ratio, slots = heads // heads_k, topk - 1
     n_rows = n_queries * ratio
-    sequences = max(1, len(blocks.cu_seqlens) - 1)
+    sequences = max(1, blocks.cu_seqlens.shape[0] - 1)
     tile = config(q.dtype, D, n_rows // sequences, gpu_family())
     means, norms = split_means(k_mean, q.dtype, tile)
-    passes = triton.cdiv(slots, MOST_KEPT)
+    passes = cdiv(slots, MOST_KEPT)
     worst = torch.empty(
         n_queries if passes > 1 else 0, heads, dtype=torch.int64, device=q.device
     )
-    kept = max(2, triton.next_power_of_2(min(slots, MOST_KEPT)))
-    grid = (triton.cdiv(n_rows, tile.rows) * heads_k,)
+    kept = max(2, power_of_2(min(slots, MOST_KEPT)))
+    grid = (cdiv(n_rows, tile.rows) * heads_k,)
     for first in range(0, slots, MOST_KEPT):
         choose_best[grid](
             *(q, means, norms, blocks.first_of_query, blocks.of_query),
             *(selected, worst, *q.stride()[:2]),
-            *(n_rows, heads_k, len(blocks.start), means.shape[2], ratio, topk),
+            *(n_rows, heads_k, blocks.start.shape[0], means.shape[2], ratio, topk),
             *(first, min(MOST_KEPT, slots - first)),
             *(D, tile.width, tile.rows, tile.columns, tile.parts, kept),
             *(first > 0, first + MOST_KEPT < slots),
             num_warps=tile.num_warps,
         )
     if passes > 1:
-        past, missing = selected[..., :-1], len(blocks.start)
+        past, missing = selected[..., :-1], blocks.start.shape[0]
         past.copy_(past.masked_fill(past < 0, missing).sort(-1).values)
         past.masked_fill_(past == missing, -1)
     return selected

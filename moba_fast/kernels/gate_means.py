@@ -4,6 +4,8 @@ import torch
 import triton
 import triton.language as tl
 
+from moba_fast.kernels.tilings import cdiv
+
 # Numbers of a tile of means, which a program holds in registers.
 TILE_SIZE = 8192
 LEVELS = tl.constexpr(2.0**22 - 4)
@@ -29,13 +31,13 @@ def split_means(k_mean, dtype, tile):
             squared norm of a scaled mean. Numbers that are not finite do not count.
     """
     n_blocks, heads, D = k_mean.shape
-    padded = triton.cdiv(n_blocks, tile.columns) * tile.columns
+    padded = cdiv(n_blocks, tile.columns) * tile.columns
     means = k_mean.new_empty(tile.parts, heads, padded, tile.width, dtype=dtype)
     norms = torch.zeros(2, heads, dtype=torch.int32, device=k_mean.device)
     k_mean = k_mean.contiguous()
     rows = min(64, TILE_SIZE // tile.width)
     sizes = (n_blocks, heads, padded, D, tile.width, rows)
-    grid = (triton.cdiv(padded, rows), heads)
+    grid = (cdiv(padded, rows), heads)
     largest_mean[grid](k_mean, norms, *sizes, num_warps=4)
     exponent = 14 if dtype == torch.float16 else 1
     scale_means[grid](k_mean, norms, means, *sizes, tile.parts, exponent, num_warps=4)

@@ -6,6 +6,8 @@ import torch
 import triton
 import triton.language as tl
 
+from moba_fast.kernels.tilings import cdiv, power_of_2
+
 # Keys that one program adds up: long blocks are divided, so that few of them still
 # keep a GPU busy.
 PART = 2048
@@ -27,7 +29,7 @@ def config(D):
         >>> config(80)
         Config(rows=64, width=128, num_warps=4)
     """
-    width = triton.next_power_of_2(D)
+    width = power_of_2(D)
     return Config(rows=min(64, 8192 // width), width=width, num_warps=4)
 
 
@@ -50,14 +52,14 @@ def pool_keys(k, blocks):
     Returns:
         k_mean: (N, HK, D) float32.
     """
-    n_blocks, (heads, D) = len(blocks.start), k.shape[1:]
+    n_blocks, (heads, D) = blocks.start.shape[0], k.shape[1:]
     if k.stride(2) != 1:
         k = k.contiguous()
     k_mean = torch.empty(n_blocks, heads, D, dtype=torch.float32, device=k.device)
     if k_mean.numel() == 0:
         return k_mean
     tile = config(D)
-    parts = triton.cdiv(blocks.longest, PART)
+    parts = cdiv(blocks.longest, PART)
     sums = k_mean if parts == 1 else k_mean.new_empty(n_blocks, parts, heads, D)
     add_up[(n_blocks * parts, heads)](
         *(k, blocks.start, blocks.end, sums, *k.stride()[:2], heads, parts),

@@ -6,6 +6,8 @@ import torch
 import triton
 import triton.language as tl
 
+from moba_fast.kernels.tilings import cdiv
+
 # Counters of build_lists, 32 MiB of int32, unless there are more lists than that.
 MOST_COUNTERS = 2**23
 # Programs that keep every multiprocessor of a large GPU busy.
@@ -59,21 +61,21 @@ def build_lists(selected, blocks, heads_k, most_counters=MOST_COUNTERS):
     Raises:
         ValueError: if there are more than 2^25 blocks.
     """
-    if len(blocks.start) > MOST_BLOCKS:
+    if blocks.start.shape[0] > MOST_BLOCKS:
         raise ValueError(
-            f"expected at most {MOST_BLOCKS} blocks, got {len(blocks.start)}; "
+            f"expected at most {MOST_BLOCKS} blocks, got {blocks.start.shape[0]}; "
             f"take a larger block_size than {blocks.block_size}"
         )
     n_queries, heads, topk = selected.shape
-    slots, n_lists = topk - 1, heads_k * len(blocks.start)
+    slots, n_lists = topk - 1, heads_k * blocks.start.shape[0]
     pairs = selected.new_empty(n_queries * heads * slots)
-    if len(pairs) == 0 or n_lists == 0:
+    if pairs.shape[0] == 0 or n_lists == 0:
         return Lists(pairs, selected.new_zeros(n_lists + 1), slots)
     if selected.stride(2) != 1:
         selected = selected.contiguous()
-    ratio, n_blocks = heads // heads_k, len(blocks.start)
+    ratio, n_blocks = heads // heads_k, blocks.start.shape[0]
     chunks = query_chunks(n_queries, heads, n_blocks, most_counters)
-    chunk_queries = triton.cdiv(n_queries, chunks)
+    chunk_queries = cdiv(n_queries, chunks)
     # The scan of counts that stand one place later is the first place of each.
     counts = selected.new_zeros(heads * n_blocks * chunks + 1)
     sizes = (n_queries, heads, slots, n_blocks, ratio, chunks, chunk_queries)
@@ -99,8 +101,8 @@ def query_chunks(n_queries, heads, n_blocks, most_counters=MOST_COUNTERS):
         2
     """
     most = max(1, min(most_counters, MOST_COUNTERS) // (heads * n_blocks))
-    wanted = triton.cdiv(ENOUGH_PROGRAMS, heads)
-    return min(most, wanted, triton.cdiv(n_queries, FEWEST_QUERIES))
+    wanted = cdiv(ENOUGH_PROGRAMS, heads)
+    return min(most, wanted, cdiv(n_queries, FEWEST_QUERIES))
 
 
 @triton.jit
@@ -226,13 +228,13 @@ def tile_map(lists, rows):
         first_tile: (HK * N + 1,) int32. Tile t of list i is its pairs from
             `(t - first_tile[i]) * rows` on.
     """
-    n_lists = len(lists.cu_pairs) - 1
+    n_lists = lists.cu_pairs.shape[0] - 1
     if n_lists == 0:
         return lists.cu_pairs.new_empty(0), lists.cu_pairs.new_zeros(1)
-    tiles = triton.cdiv(len(lists.pairs), rows) + n_lists
+    tiles = cdiv(lists.pairs.shape[0], rows) + n_lists
     list_of_tile = lists.cu_pairs.new_empty(tiles)
     first_tile = lists.cu_pairs.new_empty(n_lists + 1)
-    grid = (triton.cdiv(max(tiles, n_lists + 1), MAP_TILE),)
+    grid = (cdiv(max(tiles, n_lists + 1), MAP_TILE),)
     map_tiles[grid](
         lists.cu_pairs, list_of_tile, first_tile, tiles, n_lists, rows, MAP_TILE
     )

@@ -33,12 +33,13 @@ def describe(x, rows):
         >>> describe(torch.zeros(5, 2, 63), rows=16) is None
         True
     """
-    apart = [stride * x.element_size() for stride in x.stride()[:2]]
-    aligned = x.data_ptr() % 16 == 0 and all(n > 0 and n % 16 == 0 for n in apart)
-    if not aligned or x.stride(2) != 1 or x.numel() == 0:
+    strides, size = list(x.stride()), x.element_size()
+    token, head, column = strides
+    # Addresses that are multiples of 16 have no 1 in their last four bits.
+    aligned = not (x.data_ptr() | token * size | head * size) & 15
+    if not aligned or token <= 0 or head <= 0 or column != 1 or x.numel() == 0:
         return None
-    tile = [rows, 1, padded(x.shape[2])]
-    return TensorDescriptor(x, list(x.shape), list(x.stride()), tile)
+    return TensorDescriptor(x, list(x.shape), strides, [rows, 1, padded(x.shape[2])])
 
 
 @triton.jit

@@ -5,6 +5,7 @@ share a multiprocessor where they fit, so that one computes while the other one 
 """
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import torch
 import triton
@@ -109,7 +110,29 @@ def padded(n):
         >>> padded(3), padded(64), padded(80)
         (16, 64, 128)
     """
-    return max(16, triton.next_power_of_2(n))
+    return max(16, power_of_2(n))
+
+
+def power_of_2(n):
+    """Return the smallest power of two that is at least n, an integer from 1 on.
+
+    Here and in `cdiv`: Triton's own take longer on the host than many a step of it.
+
+    Example:
+        >>> [power_of_2(n) for n in (1, 2, 3, 64, 65)]
+        [1, 2, 4, 64, 128]
+    """
+    return 1 << (n - 1).bit_length()
+
+
+def cdiv(a, b):
+    """Divide and round up.
+
+    Example:
+        >>> cdiv(8, 4), cdiv(9, 4)
+        (2, 3)
+    """
+    return -(-a // b)
 
 
 def attend_tiling(dtype, D, block_size, family):
@@ -141,6 +164,7 @@ def attend_tiling(dtype, D, block_size, family):
     return fit(STREAMED_FLOAT32 if wide else streamed, D)
 
 
+@lru_cache
 def combine_tiling(dtype, D, block_size, family):
     """Choose the tiles of `attend_current`; see `attend_tiling`.
 
