@@ -83,6 +83,8 @@ def attend_backward(dout, q, k, v, out, lse, selected, blocks, softmax_scale, li
     )
     for part in fused_parts(q, k, *sizes, backward=True):
         keys, values = k[:, part.heads_k], v[:, part.heads_k]
+        # No name keeps the sums of the heads before while these are made.
+        dk = dv = None
         dk, dv = (
             torch.zeros(x.shape, dtype=torch.float32, device=x.device)
             for x in (keys, values)

@@ -86,18 +86,36 @@ def attend(
     if kernel == FUSED:
         return fused().attend(q, k, v, selected, blocks, softmax_scale, workspace_bytes)
     out, lse = q.new_empty(q.shape), q.new_empty(q.shape[:2], dtype=gate_dtype(q))
+    inputs = q, k, v, selected, blocks, softmax_scale, kernel
     for part in parts(q, k, block_size, selected.shape[2], workspace_bytes):
-        keys, values = (heads_first(x[:, part.heads_k]) for x in (k, v))
-        for a, b in part.queries:
-            tensors = q[a:b, part.heads], keys, values
-            current = attend_current(*tensors, blocks, softmax_scale, kernel, a)
-            these = blocks.of_queries(a, b)
-            routing = route(selected[a:b, part.heads], these)
-            lists = past_lists(routing, these, q[:, part.heads], keys, kernel)
-            past = attend_lists(*tensors, lists, softmax_scale, kernel)
-            merged = combine_lists(*current, *past, routing, lists.place_of_pairs())
-            out[a:b, part.heads], lse[a:b, part.heads] = merged
+        attend_part((out, lse), part, *inputs)
     return out, lse
+
+
+def attend_part(results, part, q, k, v, selected, blocks, softmax_scale, kernel):
+    """Attend from the queries of some heads, one share after the other.
+
+    What it holds is gone when it returns, as is what `attend_share` holds.
+    """
+    keys, values = (heads_first(x[:, part.heads_k]) for x in (k, v))
+    q, selected = q[:, part.heads], selected[:, part.heads]
+    for share in part.queries:
+        found = attend_share(
+            q, keys, values, selected, blocks, share, softmax_scale, kernel
+        )
+        for result, x in zip(results, found, strict=True):
+            result[slice(*share), part.heads] = x
+
+
+def attend_share(q, k, v, selected, blocks, share, softmax_scale, kernel):
+    """Take steps 2 to 4 for the queries from share[0] to share[1] - 1."""
+    a, b = share
+    tensors, these = (q[a:b], k, v), blocks.of_queries(a, b)
+    current = attend_current(*tensors, blocks, softmax_scale, kernel, a)
+    routing = route(selected[a:b], these)
+    lists = past_lists(routing, these, q, k, kernel)
+    past = attend_lists(*tensors, lists, softmax_scale, kernel)
+    return combine_lists(*current, *past, routing, lists.place_of_pairs())
 
 
 @attend.register_fake
@@ -131,24 +149,34 @@ def attend_backward(
             *(dout, q, k, v, out, lse, selected, blocks, softmax_scale),
             workspace_bytes,
         )
-    options = softmax_scale, deterministic, kernel
+    inputs = dout, q, k, v, out, lse, selected, blocks
     results = [torch.empty_like(x) for x in (q, k, v)]
     sizes = block_size, selected.shape[2], workspace_bytes
     for part in parts(q, k, *sizes, True, deterministic):
-        keys, values = (heads_first(x[:, part.heads_k]) for x in (k, v))
-        dk, dv = (torch.zeros_like(x, dtype=gate_dtype(q)) for x in (keys, values))
-        for a, b in part.queries:
-            some_dout, some_q, some_out, some_lse, chosen = (
-                x[a:b, part.heads] for x in (dout, q, out, lse, selected)
-            )
-            tensors = some_dout, some_q, keys, values, some_out, some_lse
-            grads = torch.empty_like(some_q, dtype=dk.dtype), dk, dv
-            add_current(grads, *tensors, blocks, *options, a)
-            these = blocks.of_queries(a, b)
-            add_past(grads, *tensors, route(chosen, these), these, *options)
-            results[0][a:b, part.heads] = grads[0]
-        results[1][:, part.heads_k], results[2][:, part.heads_k] = dk, dv
+        differentiate_part(results, part, *inputs, softmax_scale, deterministic, kernel)
     return tuple(results)
+
+
+def differentiate_part(
+    results, part, dout, q, k, v, out, lse, selected, blocks, *options
+):
+    """Differentiate with respect to some heads, one share of the queries at a time.
+
+    What it holds is gone when it returns.
+    """
+    keys, values = (heads_first(x[:, part.heads_k]) for x in (k, v))
+    dk, dv = (torch.zeros_like(x, dtype=gate_dtype(q)) for x in (keys, values))
+    for a, b in part.queries:
+        some_dout, some_q, some_out, some_lse, chosen = (
+            x[a:b, part.heads] for x in (dout, q, out, lse, selected)
+        )
+        tensors = some_dout, some_q, keys, values, some_out, some_lse
+        grads = torch.empty_like(some_q, dtype=dk.dtype), dk, dv
+        add_current(grads, *tensors, blocks, *options, a)
+        these = blocks.of_queries(a, b)
+        add_past(grads, *tensors, route(chosen, these), these, *options)
+        results[0][a:b, part.heads] = grads[0]
+    results[1][:, part.heads_k], results[2][:, part.heads_k] = dk, dv
 
 
 @attend_backward.register_fake
