@@ -1,7 +1,7 @@
 """Cut packed sequences into blocks."""
 
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import torch
 from torch.nn.functional import pad
@@ -32,6 +32,17 @@ class Blocks:
     first_of_query: torch.Tensor
     longest: int
     offsets: tuple
+
+    @cached_property
+    def cu_queries(self):
+        """First query of every block, then their number: (N + 1,) int64.
+
+        Example: queries 0 and 1 stand in blocks 1 and 2.
+            >>> partition([0, 5], block_size=2, cu_seqlens_q=[0, 2]).cu_queries
+            tensor([0, 0, 1, 2])
+        """
+        ends = pad(self.start, (0, 1), value=int(self.offsets[0][-1]))
+        return torch.searchsorted(self.position, ends)
 
     def of_queries(self, first, last):
         """Return the same blocks, for the queries first to last - 1 only."""

@@ -81,3 +81,14 @@ def test_twins_agree(case):
 def test_reference_names_what_is_wrong(arguments, message):
     with pytest.raises(ValueError, match=message):
         moba_ref.partition(*arguments)
+
+
+@pytest.mark.parametrize(("first", "last"), [(0, 12), (0, 5), (4, 9), (7, 7)])
+def test_queries_of_blocks_are_counted_in_a_share(first, last):
+    whole = FAST.partition([0, 9, 15], 4, cu_seqlens_q=[0, 8, 12])
+    blocks = whole.of_queries(first, last)
+    assert (blocks is whole) == ((first, last) == (0, 12))
+    position, starts = blocks.position.tolist(), whole.start.tolist()
+    expected = [sum(p < start for p in position) for start in [*starts, 15]]
+    assert blocks.cu_queries.tolist() == expected
+    assert blocks.cu_queries is blocks.cu_queries

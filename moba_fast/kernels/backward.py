@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 import torch
-from torch.nn.functional import pad
 
 from moba_fast.blocks import Blocks
 from moba_fast.kernels.backward_current import (
@@ -120,12 +119,6 @@ class Inputs:
         """Strides of dout, q, k and v over tokens and heads."""
         return strides(self.dout, self.q, self.k, self.v)
 
-    @property
-    def cu_queries(self):
-        """First query of every block, then their number: (N + 1,) int64."""
-        ends = pad(self.blocks.start, (0, 1), value=self.k.shape[0])
-        return torch.searchsorted(self.blocks.position, ends)
-
 
 def strides(*tensors):
     """List the strides of tensors (tokens, heads, ...) over tokens and heads."""
@@ -234,7 +227,7 @@ def differentiate_current(inputs, tiling, dk, dv):
     q, k, blocks = inputs.q, inputs.k, inputs.blocks
     n_blocks, key_tiles = blocks.start.shape[0], cdiv(blocks.longest, tiling.keys)
     current_kernel[(k.shape[1] * n_blocks * key_tiles,)](
-        *(*inputs.tensors, inputs.cu_queries, blocks.position),
+        *(*inputs.tensors, inputs.blocks.cu_queries, blocks.position),
         *(blocks.start, blocks.end, dk, dv, *inputs.strides, *strides(dk, dv)),
         *(inputs.softmax_scale, q.shape[0], n_blocks, key_tiles),
         RATIO=q.shape[1] // k.shape[1],
@@ -248,7 +241,7 @@ def finish_queries(inputs, selected, past, mode, tiling, dq):
     query_tiles = cdiv(blocks.longest, tiling.rows)
     queries_kernel[(blocks.start.shape[0] * query_tiles * q.shape[1],)](
         *(*inputs.tensors, selected, dq if past is None else past),
-        *(inputs.cu_queries, blocks.position, blocks.start, dq, *inputs.strides),
+        *(inputs.blocks.cu_queries, blocks.position, blocks.start, dq, *inputs.strides),
         *(*strides(selected, dq), inputs.softmax_scale, q.shape[0], query_tiles),
         HEADS=q.shape[1],
         RATIO=q.shape[1] // k.shape[1],
