@@ -3,7 +3,13 @@
 import torch
 
 from moba_fast.attend import current_pack, gather_keys, gather_rows, past_lists
-from moba_fast.combine import pairs_by_slot, pick
+from moba_fast.combine import (
+    add_rows,
+    adds_in_one_pass,
+    pairs_by_slot,
+    pairs_of_rows,
+    pick,
+)
 from moba_fast.gate import gate_dtype
 from moba_fast.route import route
 from moba_fast.varlen import attention_backward
@@ -106,8 +112,12 @@ def add_past(
         *(rows[0], rows[1], *keys, rows[2], lse_rows[:, None], lists.pack, False),
         *(softmax_scale, deterministic, kernel),
     )
-    for pair in pairs_by_slot(routing, q.shape[:2], lists.place_of_pairs()):
-        grads[0].add_(pick(dq[:, 0], pair, q.shape[:2]))
+    named = routing, q.shape[:2], lists.place_of_pairs()
+    if adds_in_one_pass(dq, grads[0]):
+        grads[0].add_(add_rows(dq[:, 0], pairs_of_rows(*named)).view(q.shape))
+    else:
+        for pair in pairs_by_slot(*named):
+            grads[0].add_(pick(dq[:, 0], pair, q.shape[:2]))
     for grad, part in zip(grads[1:], sums, strict=True):
         by_head = grad.transpose(0, 1)
         if lists.keys is None:

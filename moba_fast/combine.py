@@ -1,6 +1,7 @@
 """Merge partial attentions by their log-sum-exp."""
 
 import torch
+from torch.nn.functional import embedding_bag, pad
 
 
 def merge(out_a, lse_a, out_b, lse_b):
@@ -50,6 +51,9 @@ def combine_lists(out_current, lse_current, out_past, lse_past, routing, places)
     if len(routing.query) == 0:
         return out_current, lse_current
     shape = lse_current.shape
+    if adds_in_one_pass(out_past, lse_past):
+        pairs = pairs_of_rows(routing, shape, places)
+        return merge_rows(out_current, lse_current, out_past, lse_past, pairs)
     pairs = pairs_by_slot(routing, shape, places)
     lse_parts = [pick(lse_past, pair, shape, -torch.inf) for pair in pairs]
     lse = torch.stack([lse_current, *lse_parts]).logsumexp(0)
@@ -60,8 +64,70 @@ def combine_lists(out_current, lse_current, out_past, lse_past, routing, places)
     return out.to(out_current.dtype), lse
 
 
+def merge_rows(out_current, lse_current, out_past, lse_past, pairs):
+    """Merge as `combine_lists` does, with one pass over the past results.
+
+    Args:
+        out_current: (S, H, D).
+        lse_current: (S, H).
+        out_past: (T, D).
+        lse_past: (T,).
+        pairs: (S * H, slots) from `pairs_of_rows`.
+    """
+    named = pairs >= 0
+    lse_parts = lse_past.new_full(pairs.shape, -torch.inf)
+    lse_parts[named] = lse_past.index_select(0, pairs[named])
+    lse_parts = torch.cat([lse_current.view(-1, 1), lse_parts], dim=1)
+    lse = lse_parts.logsumexp(1, keepdim=True)
+    weights = (lse_parts - lse).exp()
+    out = add_rows(out_past, pairs, weights[:, 1:]).view(out_current.shape)
+    weight = weights[:, 0].view(lse_current.shape)
+    return out.addcmul_(out_current, weight[..., None]), lse.view(lse_current.shape)
+
+
+def adds_in_one_pass(values, sums):
+    """Say whether `add_rows` takes rows of values and keeps the precision of sums."""
+    return values.device.type == "cpu" and values.dtype == sums.dtype
+
+
+def add_rows(values, pairs, weights=None):
+    """Add up the rows of values that every row of pairs names.
+
+    Args:
+        values: (T, D) on a CPU.
+        pairs: (R, slots) rows of values, -1 for none.
+        weights: (R, slots) factors; None: 1.
+
+    Returns:
+        sums: (R, D); zeros where a row names none.
+
+    Example:
+        >>> values = torch.tensor([[1.0], [10.0], [100.0]])
+        >>> add_rows(values, torch.tensor([[2, 0], [1, -1], [-1, -1]])).ravel()
+        tensor([101.,  10.,   0.])
+    """
+    named = pairs >= 0
+    first = pad(named.sum(1).cumsum(0), (1, 0))
+    weights = None if weights is None else weights[named]
+    return embedding_bag(
+        *(pairs[named], values, first),
+        mode="sum",
+        per_sample_weights=weights,
+        include_last_offset=True,
+    )
+
+
 def pairs_by_slot(routing, shape, places=None):
     """List, for every slot, the pair that each query and head named there.
+
+    Returns:
+        pairs: (slots, S * H) int64, otherwise as `pairs_of_rows`.
+    """
+    return pairs_of_rows(routing, shape, places).T.contiguous()
+
+
+def pairs_of_rows(routing, shape, places=None):
+    """List, for every query and head, the pair that they named in each slot.
 
     Args:
         routing: Routing.
@@ -69,7 +135,7 @@ def pairs_by_slot(routing, shape, places=None):
         places: (P,) what to list instead of a pair's own number.
 
     Returns:
-        pairs: (slots, S * H) int64, -1 where there is no pair; as many slots as are in
+        pairs: (S * H, slots) int64, -1 where there is no pair; as many slots as are in
         use.
     """
     n_slots, place = routing.slots, routing.place
@@ -82,7 +148,7 @@ def pairs_by_slot(routing, shape, places=None):
     pair = (pair if places is None else places).masked_fill(padding, -1)
     pairs = pair.new_full((shape[0] * shape[1] * n_slots,), -1)
     pairs[place] = pair
-    return pairs.view(-1, n_slots).T.contiguous()
+    return pairs.view(-1, n_slots)
 
 
 def pick(values, pair, shape, empty=0.0):

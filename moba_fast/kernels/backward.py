@@ -72,7 +72,8 @@ def attention_backward(
         dv: (SK, HK, D) float32, added to; its last axis has stride 1.
         deterministic: whether every run must give the same bits.
         atomic: whether dq is added up by atomic operations, which takes the least
-            memory. None: where that is fastest and deterministic is false.
+            memory. None: where it saves products, in blocks of more than one tile of
+            keys, if deterministic is false.
 
     Raises:
         ValueError: if both deterministic and atomic are asked for.
