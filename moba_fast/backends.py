@@ -166,7 +166,7 @@ def look_for_triton(here):
     if interpreting():
         return True, "Triton's interpreter on CPU: to look at kernels, not to be fast"
     if not torch.cuda.is_available():
-        return False, "no CUDA device was found"
+        return False, "no CUDA device was found, and TRITON_INTERPRET=1 was not set"
     if torch.version.cuda and torch.cuda.get_device_capability() < (8, 0):
         return False, f"{here} is older than Ampere"
     return True, f"Triton {version_of('triton')} on {here}"

@@ -124,6 +124,13 @@ MUTATIONS = [
         "test_combine.py",
     ),
     Mutation(
+        "merge in one pass without max",
+        "moba_fast/combine.py",
+        ".logsumexp(1, keepdim=True)",
+        ".exp().sum(1, keepdim=True).log()",
+        "test_combine.py",
+    ),
+    Mutation(
         "future block allowed",
         "moba_ref/gate.py",
         "scores[i, h, first:current] = (k_mean[first:current, h]",

@@ -106,7 +106,7 @@ def test_the_tile_gathers_and_writes_the_pairs_of_its_list(entry, tile):
     queries, slots = queries[mine], slots[mine]
     assert len(queries) > 2
     ax = fig.axes[0]
-    keys = boxes(ax, 0.0, COLOR[State.CURRENT])
+    keys = boxes(ax, 0.0, COLOR[State.SELECTED])
     assert np.allclose(keys, np.arange(4) + 4 * block)
     assert np.allclose(boxes(ax, 1.6, blue), queries)
     for slot in (0, 1):

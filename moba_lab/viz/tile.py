@@ -83,12 +83,12 @@ def draw_keys(ax, grid, block, place):
     """Draw all keys, those of the block filled, and a band from them to the tile."""
     for token in range(grid.SK):
         mine = grid.of_token[token] == block
-        box(ax, KEYS, token, COLOR[State.CURRENT if mine else State.FUTURE])
+        box(ax, KEYS, token, COLOR[State.SELECTED if mine else State.FUTURE])
     first, last = grid.start[block] - 0.5, grid.end[block] - 0.5
     left, right = KEYS + 0.35, TILE - 0.35
     corners = (left, first), (right, place[0] - 0.5)
     corners += (right, place[-1] + 0.5), (left, last)
-    ax.add_patch(Polygon(corners, fc=COLOR[State.CURRENT], alpha=0.25, ec="none"))
+    ax.add_patch(Polygon(corners, fc=COLOR[State.SELECTED], alpha=0.15, ec="none"))
 
 
 def draw_gather(ax, queries, place, n_queries):
