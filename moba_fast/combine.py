@@ -77,7 +77,7 @@ def merge_rows(out_current, lse_current, out_past, lse_past, pairs):
     named = pairs >= 0
     lse_parts = lse_past.new_full(pairs.shape, -torch.inf)
     lse_parts[named] = lse_past.index_select(0, pairs[named])
-    lse_parts = torch.cat([lse_current.view(-1, 1), lse_parts], dim=1)
+    lse_parts = torch.cat([lse_current.reshape(-1, 1), lse_parts], dim=1)
     lse = lse_parts.logsumexp(1, keepdim=True)
     weights = (lse_parts - lse).exp()
     out = add_rows(out_past, pairs, weights[:, 1:]).view(out_current.shape)

@@ -101,3 +101,13 @@ def test_slots_one_by_one_give_what_one_pass_gives(scale, monkeypatch):
     for name, one, other in zip(("out", "lse"), expected, found, strict=False):
         assert np.isfinite(other).all(), name
         assert largest_error(one, other) < 1e-11 * max(1, np.abs(one).max()), name
+
+
+def test_one_pass_takes_results_at_any_distance():
+    case = make_case([20], block_size=4, topk=3)
+    current, past, routing = parts(FAST, case)
+    expected = FAST.combine(*current, *past, routing)
+    apart = [x.transpose(0, 1).contiguous().transpose(0, 1) for x in current]
+    assert not apart[1].is_contiguous()
+    for one, other in zip(expected, FAST.combine(*apart, *past, routing), strict=True):
+        assert one.equal(other)
