@@ -75,27 +75,33 @@ def attend_backward(dout, q, k, v, out, lse, selected, blocks, softmax_scale, li
         dq, dk, dv: in the shapes and dtype of q, k, v.
     """
     results = [torch.empty_like(x) for x in (q, k, v)]
-    sizes, counters = (
-        (blocks.block_size, selected.shape[2], limit),
-        most_counters(limit),
-    )
+    inputs, counters = (dout, q, k, v, out, lse, selected), most_counters(limit)
+    sizes = blocks.block_size, selected.shape[2], limit
     for part in fused_parts(q, k, *sizes, backward=True):
-        keys, values = k[:, part.heads_k], v[:, part.heads_k]
-        # No name keeps the sums of the heads before while these are made.
-        dk = dv = None
-        dk, dv = (
-            torch.zeros(x.shape, dtype=torch.float32, device=x.device)
-            for x in (keys, values)
-        )
-        for a, b in part.queries:
-            these = blocks.of_queries(a, b)
-            some_dout, some_q, some_out, some_lse, chosen, dq = (
-                x[a:b, part.heads] for x in (dout, q, out, lse, selected, results[0])
-            )
-            attention_backward(
-                *(some_dout, some_q, keys, values, some_out, some_lse, chosen),
-                build_lists(chosen, these, keys.shape[1], counters),
-                *(these, softmax_scale, dq, dk, dv, True),
-            )
-        results[1][:, part.heads_k], results[2][:, part.heads_k] = dk, dv
+        differentiate_part(results, part, *inputs, blocks, softmax_scale, counters)
     return tuple(results)
+
+
+def differentiate_part(
+    results, part, dout, q, k, v, out, lse, selected, blocks, softmax_scale, counters
+):
+    """Differentiate with respect to some heads, one share of the queries at a time.
+
+    What it holds is gone when it returns.
+    """
+    keys, values = k[:, part.heads_k], v[:, part.heads_k]
+    dk, dv = (
+        torch.zeros(x.shape, dtype=torch.float32, device=x.device)
+        for x in (keys, values)
+    )
+    for a, b in part.queries:
+        these = blocks.of_queries(a, b)
+        some_dout, some_q, some_out, some_lse, chosen, dq = (
+            x[a:b, part.heads] for x in (dout, q, out, lse, selected, results[0])
+        )
+        attention_backward(
+            *(some_dout, some_q, keys, values, some_out, some_lse, chosen),
+            build_lists(chosen, these, keys.shape[1], counters),
+            *(these, softmax_scale, dq, dk, dv, True),
+        )
+    results[1][:, part.heads_k], results[2][:, part.heads_k] = dk, dv

@@ -122,3 +122,15 @@ def test_strided_gradients_give_the_same_result():
 def test_repeated_calls_are_bit_identical():
     case = make_case([200], block_size=8, topk=4, H=4, HK=2)
     assert np.array_equal(case.run(FAST)[0], case.run(FAST)[0])
+
+
+def test_blocks_laid_out_in_inference_mode_serve_training():
+    q = torch.randn(37, 2, 8, generator=torch.Generator().manual_seed(0))
+    sizes = {"block_size": 5, "topk": 3}
+    with torch.inference_mode():
+        expected = moba_fast.moba_attention(q, q, q, **sizes)
+    leaf = q.clone().requires_grad_()
+    out = moba_fast.moba_attention(leaf, leaf, leaf, **sizes)
+    out.sum().backward()
+    assert out.equal(expected.clone())
+    assert leaf.grad.isfinite().all()
