@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from moba_fast._even import similar_runs, sizes_of
+from moba_fast._packs import similar_runs, sizes_of
 
 # Scores that plain_attention holds at once: 128 MiB of float32.
 SCORES_AT_ONCE = 2**25

@@ -1,4 +1,4 @@
-"""Make packed sequences of about one length equal, so that batches are views."""
+"""Describe packed sequences, and make those of about one length equal."""
 
 from dataclasses import dataclass
 

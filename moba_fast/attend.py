@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch.nn.functional import pad
 
-from moba_fast._even import Pack, even_batches
 from moba_fast._flash import default_kernel, takes_batches
+from moba_fast._packs import Pack, even_batches
 from moba_fast.device import capturing
 from moba_fast.varlen import attention
 

@@ -3,8 +3,8 @@
 import torch
 from torch.nn.functional import pad
 
-from moba_fast._even import Pack
 from moba_fast._flash import GPU_KERNELS, KERNELS, default_kernel
+from moba_fast._packs import Pack
 
 # CUDA's limit for the grid axis over which these kernels spread sequences.
 MOST_SEQUENCES = 65_535

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from impls import FAST, IMPLS, REF, cases, largest_error, make_case
 
-from moba_fast import _even
+from moba_fast import _packs
 from moba_lab.agree import agree
 
 
@@ -73,7 +73,7 @@ def test_twins_agree(case):
 def test_grouping_of_lists_does_not_matter(case):
     _, expected, _ = parts(REF, case)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_even, "ROWS_PER_BATCH", 3)
+        patch.setattr(_packs, "ROWS_PER_BATCH", 3)
         _, past, _ = parts(FAST, case)
     assert largest_error(past[0], expected[0]) < 1e-12
     assert largest_error(past[1], expected[1]) < 1e-12
@@ -81,12 +81,12 @@ def test_grouping_of_lists_does_not_matter(case):
 
 def test_runs_cover_all_lists_with_little_padding():
     lengths = sorted(np.random.default_rng(0).integers(1, 400, 300).tolist())[::-1]
-    runs = _even.similar_runs([(8, n) for n in lengths], exact=False)
+    runs = _packs.similar_runs([(8, n) for n in lengths], exact=False)
     assert [i for a, b in runs for i in range(a, b)] == list(range(300))
     for a, b in runs:
         padded = lengths[a] * (b - a)
-        assert padded - sum(lengths[a:b]) <= _even.PADDED_SHARE * padded
-        assert b - a == 1 or padded <= _even.ROWS_PER_BATCH
+        assert padded - sum(lengths[a:b]) <= _packs.PADDED_SHARE * padded
+        assert b - a == 1 or padded <= _packs.ROWS_PER_BATCH
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

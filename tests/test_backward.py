@@ -8,7 +8,7 @@ from impls import FAST, REF, cases, largest_error, make_case
 
 import moba_fast
 import moba_ref
-from moba_fast._even import Pack
+from moba_fast._packs import Pack
 from moba_fast.varlen import attention_backward
 from moba_lab.agree import agree, plain_attention
 
