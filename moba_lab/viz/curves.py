@@ -5,7 +5,7 @@ import textwrap
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from moba_lab.viz.style import FONT, GRID, LINE, legend
+from moba_lab.viz.style import FONT, GRID, LINE, legend, name_axes
 from moba_lab.viz.words import length, scaled
 
 # Name in a sentence, colour, marker, line; each program differs in all of them.
@@ -41,6 +41,30 @@ def check_panels(panels):
                 )
             if not all(number > 0 for part in curve for number in part):
                 raise ValueError(f"{title}, {name}: expected numbers above 0")
+
+
+def draw_panels(fig, panels, label, units, base=10):
+    """Draw panels of curves side by side, on one scale of values.
+
+    Args:
+        fig: Figure.
+        panels: dict from title to a dict from program to curve; one may be empty.
+        label: what the values are.
+        units: dict from unit to its size; see `words.scaled`.
+        base: factor between the ticks of the values.
+
+    Returns:
+        axes, from left to right.
+    """
+    row = fig.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    for ax, (title, curves) in zip(row, panels.items(), strict=True):
+        ax.set_title(title)
+        name_axes(ax, "tokens", label if ax is row[0] else "")
+        if curves:
+            draw_curves(ax, curves, units, base)
+        else:
+            say_nothing(ax)
+    return row
 
 
 def draw_curves(ax, curves, units, base=10):

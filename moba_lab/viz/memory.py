@@ -5,12 +5,11 @@ from moba_lab.viz.curves import (
     at_longest,
     check_panels,
     comparison,
-    draw_curves,
+    draw_panels,
     explain,
-    say_nothing,
     shown,
 )
-from moba_lab.viz.style import canvas, finish, name_axes, styled
+from moba_lab.viz.style import canvas, finish, styled
 from moba_lab.viz.words import BYTES, length
 
 
@@ -30,15 +29,7 @@ def memory_curves(panels, source):
     check_panels(panels)
     with styled():
         fig = canvas(4.2)
-        row = fig.subplots(1, len(panels), sharey=True, squeeze=False)[0]
-        for ax, (title, curves) in zip(row, panels.items(), strict=True):
-            ax.set_title(title)
-            label = "memory for one head, beyond inputs"
-            name_axes(ax, "tokens", label if ax is row[0] else "")
-            if curves:
-                draw_curves(ax, curves, BYTES, base=16)
-            else:
-                say_nothing(ax)
+        draw_panels(fig, panels, "memory for one head, beyond inputs", BYTES, base=16)
         explain(fig, shown(panels), source)
         return finish(fig, *findings(panels))
 

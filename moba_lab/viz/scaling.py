@@ -8,12 +8,11 @@ from moba_lab.viz.curves import (
     PROGRAMS,
     check_panels,
     comparison,
-    draw_curves,
+    draw_panels,
     explain,
-    say_nothing,
     shown,
 )
-from moba_lab.viz.style import LINE, canvas, finish, name_axes, styled
+from moba_lab.viz.style import LINE, canvas, finish, styled
 from moba_lab.viz.words import SECONDS, length, listed
 
 
@@ -35,14 +34,7 @@ def scaling_curves(panels, source):
     check_panels(panels)
     with styled():
         fig = canvas(4.4)
-        row = fig.subplots(1, len(panels), sharey=True, squeeze=False)[0]
-        for ax, (title, curves) in zip(row, panels.items(), strict=True):
-            ax.set_title(title)
-            name_axes(ax, "tokens", "time for one head" if ax is row[0] else "")
-            if curves:
-                draw_curves(ax, curves, SECONDS)
-            else:
-                say_nothing(ax)
+        row = draw_panels(fig, panels, "time for one head", SECONDS)
         # The panels share their limits, which all curves have set by now.
         for ax, curves in zip(row, panels.values(), strict=True):
             mark_crossovers(ax, curves)
