@@ -15,6 +15,8 @@ def account(rows, workloads):
         >>> bad = Row(row, kernel="aten", status="out of memory")
         >>> account([row, bad], ["A", "B"])
         ['A: 1 measured; flash at 8 tokens: out of memory', 'B: not recorded']
+        >>> account([Row(row, message="a busy GPU"), row], ["A"])
+        ['A: 2 measured; 1 of them: a busy GPU']
     """
     lines = []
     for name in workloads:
@@ -25,6 +27,8 @@ def account(rows, workloads):
             for row in of
             if row["status"] != "ok"
         ]
+        notes = [row["message"] for row in pick(of, status="ok") if row["message"]]
+        parts += [f"{notes.count(note)} of them: {note}" for note in sorted(set(notes))]
         lines.append(f"{name}: {'; '.join(parts)}")
     return lines
 
