@@ -14,8 +14,8 @@ from packaging.version import Version
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
-# The first cannot be installed without a GPU, the second is not used yet.
-NOT_PINNED = {"flash-attn", "transformers"}
+# Cannot be installed without a GPU.
+NOT_PINNED = {"flash-attn"}
 # Conda gets torch through pip, from the wheels that constraints.txt names.
 NOT_FROM_CONDA = {"torch"}
 
