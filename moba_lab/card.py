@@ -127,35 +127,38 @@ def recall_card(model, held_out):
     }
 
 
-def export(trainer, corpus, path):
+def export(trainer, command, corpus, path):
     """Write a trained model in bfloat16 with its card and its curve beside it.
 
     The card's numbers are those of the written file, read again.
 
     Args:
-        trainer: `moba_lab.train.Trainer` at the end of its run.
+        trainer: `moba_lab.trainer.Trainer` at the end of its run.
+        command: that made it.
         corpus: `moba_lab.data.Corpus` it was trained on.
         path: of the model, `NAME.safetensors`; the card is `NAME.json`, the curve
             `NAME.csv`.
     """
     path = Path(path)
     weights = trainer.model.state_dict()
-    weights = {name: weight.bfloat16() for name, weight in weights.items()}
+    weights = {name: weight.bfloat16().cpu() for name, weight in weights.items()}
     metadata = {"config": config_json(trainer.model.config)}
     write_atomically(path, safetensors.torch.save(weights, metadata))
     write_atomically(path.with_suffix(".csv"), trainer.curve().encode())
-    card = describe(trainer, corpus) | measure(load_checkpoint(path), corpus.held_out)
+    card = describe(trainer, command, corpus) | measure(
+        load_checkpoint(path), corpus.held_out
+    )
     text = json.dumps(card, indent=1) + "\n"
     write_atomically(path.with_suffix(".json"), text.encode())
     return card
 
 
-def describe(trainer, corpus):
+def describe(trainer, command, corpus):
     """Return what the card says of the run: settings, time, machine, versions."""
-    args = trainer.args
+    args = trainer.settings
     text_bytes = sum(s.steps * s.batch * s.context for s in trainer.stages)
     return {
-        "command": trainer.command,
+        "command": command,
         "parameters": sum(p.numel() for p in trainer.model.parameters()),
         "config": asdict(trainer.model.config),
         "stages": [asdict(stage) for stage in trainer.stages],
@@ -168,7 +171,7 @@ def describe(trainer, corpus):
             "clip": args.clip,
         },
         "seed": args.seed,
-        "renamed windows": args.rename,
+        "renamed windows": trainer.record["rename"],
         "corpus": {
             "training files": sum(f.split == "train" for f in corpus.files),
             "training bytes": len(corpus.train),
@@ -179,7 +182,7 @@ def describe(trainer, corpus):
             "seconds": round(trainer.seconds),
             "bytes per second": round(text_bytes / trainer.seconds),
         },
-        "hardware": {"processor": processor(), "threads": args.threads},
+        "hardware": {"processor": processor(), "threads": trainer.record["threads"]},
         "versions": {
             "python": platform.python_version(),
             "torch": torch.__version__,

@@ -106,10 +106,31 @@ def load_corpus(root=None):
     Raises:
         ValueError: the folder gives no training file or no held-out file.
     """
-    is_stdlib = root is None
-    root = stdlib_root() if is_stdlib else Path(root)
-    texts = _read_stdlib(root) if is_stdlib else _read_folder(root)
-    held_out = _held_out_packages(texts) if is_stdlib else set(list(texts)[::16])
+    if root is None:
+        root = stdlib_root()
+        texts = _read_stdlib(root)
+        return _corpus(root, texts, _held_out_packages(texts))
+    return corpus_of_texts(Path(root), _read_folder(Path(root)))
+
+
+def corpus_of_texts(root, texts):
+    """Make a corpus of texts, with every 16th held out.
+
+    Args:
+        root: where they come from.
+        texts: name -> bytes; what is empty or not UTF-8, or holds `BOS`, is left out.
+
+    Returns:
+        `Corpus`, as `load_corpus`.
+
+    Raises:
+        ValueError: there is no training text or no held-out text.
+    """
+    texts = {name: texts[name] for name in sorted(texts) if _is_text(texts[name])}
+    return _corpus(root, texts, set(list(texts)[::16]))
+
+
+def _corpus(root, texts, held_out):
     files, kept = [], set()
     for path in sorted(texts, key=lambda path: (path not in held_out, path)):
         digest = hashlib.sha256(texts[path]).hexdigest()
@@ -201,6 +222,10 @@ class BatchSampler:
         context: bytes per window.
         seed: any integer of 0 or more.
         rename: share of the windows that go through `rename_names`.
+        whole_files: cut within files, those that are longer than a window.
+
+    Raises:
+        ValueError: the stream is too short, or none of its files is long enough.
 
     >>> sampler = BatchSampler(np.arange(9, dtype=np.uint8), batch=1, context=4, seed=0)
     >>> tokens, targets = sampler.next_batch()
@@ -208,7 +233,7 @@ class BatchSampler:
     True
     """
 
-    def __init__(self, stream, batch, context, seed, rename=0.0):
+    def __init__(self, stream, batch, context, seed, rename=0.0, whole_files=False):
         if len(stream) < 2 * context:
             raise ValueError(
                 f"expected a stream of at least 2 * context = {2 * context} bytes, got "
@@ -216,6 +241,7 @@ class BatchSampler:
             )
         self.stream, self.batch, self.context, self.seed = stream, batch, context, seed
         self.rename = rename
+        self._spans = _long_files(stream, context) if whole_files else None
         self.epoch = self.window = 0
         self._starts = self._order()
 
@@ -246,11 +272,15 @@ class BatchSampler:
         return rename_names(row, rng) if rng.random() < self.rename else row
 
     def _order(self):
-        rng = np.random.default_rng([self.seed, self.epoch])
-        offset = rng.integers(self.context)
-        return rng.permutation(
-            np.arange(offset, len(self.stream) - self.context, self.context)
-        )
+        rng, step = np.random.default_rng([self.seed, self.epoch]), self.context
+        if self._spans is None:
+            offset = rng.integers(step)
+            return rng.permutation(np.arange(offset, len(self.stream) - step, step))
+        starts = [
+            np.arange(first + rng.integers(min(step, last - step - first)), last - step)
+            for first, last in self._spans
+        ]
+        return rng.permutation(np.concatenate([of_file[::step] for of_file in starts]))
 
 
 def rename_names(text, rng, share=0.5):
@@ -288,6 +318,19 @@ def _other_letter(old, letter):
     return ord("A") + letter if chr(old).isupper() else old
 
 
+def _long_files(stream, context):
+    """Return (first, last + 1) of every file that holds a window and its targets."""
+    first = np.flatnonzero(stream == BOS)
+    last = np.append(first[1:], len(stream))
+    long = last - first > context
+    if not long.any():
+        raise ValueError(
+            f"expected a file of more than {context} bytes to cut windows from, the "
+            f"longest has {(last - first).max(initial=0)}; use a smaller context"
+        )
+    return list(zip(first[long].tolist(), last[long].tolist(), strict=True))
+
+
 def _read_stdlib(root):
     texts = {}
     for path in root.rglob("*.py"):
@@ -298,13 +341,8 @@ def _read_stdlib(root):
 
 
 def _read_folder(root):
-    texts = {}
-    for path in root.rglob("*"):
-        if path.is_file():
-            text = path.read_bytes()
-            if text and _is_text(text):
-                texts[path.relative_to(root).as_posix()] = text
-    return {path: texts[path] for path in sorted(texts)}
+    files = (path for path in root.rglob("*") if path.is_file())
+    return {path.relative_to(root).as_posix(): path.read_bytes() for path in files}
 
 
 def _held_out_packages(texts):
@@ -312,6 +350,8 @@ def _held_out_packages(texts):
 
 
 def _is_text(data):
+    if not data:
+        return False
     try:
         data.decode("utf-8")
     except UnicodeDecodeError:

@@ -51,6 +51,22 @@ class Config:
 
 
 @dataclass(frozen=True)
+class Pack:
+    """Where every token of a pack stands; all layers share it.
+
+    cu_seqlens: (B+1,) int32 offsets of the sequences, best on the CPU.
+    position: (S,) place of every token in its sequence, from 0.
+    rope: (cos, sin) of these positions.
+    batch: number of sequences where all have the same length, else None.
+    """
+
+    cu_seqlens: torch.Tensor
+    position: torch.Tensor
+    rope: tuple[torch.Tensor, torch.Tensor]
+    batch: int | None
+
+
+@dataclass(frozen=True)
 class LayerAux:
     """What one layer read, for looking; see `Model.forward(..., return_aux=True)`.
 
@@ -111,17 +127,16 @@ class Attention(nn.Module):
         self.q_norm = nn.RMSNorm(config.head_dim, eps=1e-6)
         self.k_norm = nn.RMSNorm(config.head_dim, eps=1e-6)
 
-    def forward(self, x, position, cu_seqlens, return_aux=False):
+    def forward(self, x, pack, return_aux=False):
         """Map (S, width) to (S, width), with `return_aux` to `(result, aux)`."""
         split = (-1, self.config.head_dim)
-        keys = add_previous(self.to_k(x), self.key_conv, position)
-        rope = _rope(position, self.config)
-        q = _rotate(self.q_norm(self.to_q(x).unflatten(-1, split)), rope)
-        k = _rotate(self.k_norm(keys.unflatten(-1, split)), rope)
+        keys = add_previous(self.to_k(x), self.key_conv, pack.position)
+        q = _rotate(self.q_norm(self.to_q(x).unflatten(-1, split)), pack.rope)
+        k = _rotate(self.k_norm(keys.unflatten(-1, split)), pack.rope)
         v = self.to_v(x).unflatten(-1, split)
         selected = None
         if self.kind == "full":
-            out = full_attention(q, k, v, cu_seqlens)
+            out = full_attention(q, k, v, pack.cu_seqlens, pack.batch)
         else:
             out, _, selected = moba_fast.moba_attention(
                 q,
@@ -129,13 +144,13 @@ class Attention(nn.Module):
                 v,
                 block_size=self.config.block_size,
                 topk=self.config.topk,
-                cu_seqlens=cu_seqlens,
+                cu_seqlens=pack.cu_seqlens,
                 return_aux=True,
             )
         out = self.to_out(out.flatten(1))
         if not return_aux:
             return out
-        return out, self._aux(q, k, v, cu_seqlens, selected)
+        return out, self._aux(q, k, v, pack.cu_seqlens, selected)
 
     def _aux(self, q, k, v, cu_seqlens, selected):
         blocks = partition(cu_seqlens, self.config.block_size)
@@ -167,10 +182,9 @@ class Layer(nn.Module):
         self.mlp_norm = nn.RMSNorm(config.width, eps=1e-6)
         self.mlp = SwiGLU(config)
 
-    def forward(self, x, position, cu_seqlens, return_aux=False):
+    def forward(self, x, pack, return_aux=False):
         """Map (S, width) to (S, width), with `return_aux` to `(result, aux)`."""
-        x_norm = self.attention_norm(x)
-        attended = self.attention(x_norm, position, cu_seqlens, return_aux)
+        attended = self.attention(self.attention_norm(x), pack, return_aux)
         attended, aux = attended if return_aux else (attended, None)
         x = x + attended
         x = x + self.mlp(self.mlp_norm(x))
@@ -233,35 +247,54 @@ class Model(nn.Module):
         """Predict the next byte at every position.
 
         Args:
-            tokens: (S,) int64, byte values of all sequences in a row.
-            cu_seqlens: (B+1,) int32 offsets of the sequences; None means one sequence.
+            tokens: (S,) int64, byte values of all sequences in a row, or (B, length) of
+                sequences of equal length.
+            cu_seqlens: (B+1,) int32 offsets of the sequences; None means that every row
+                is one.
             return_aux: also return what the layers read.
 
         Returns:
-            logits (S, vocab_size); with `return_aux`, `(logits, [LayerAux, ...])`.
+            logits (..., vocab_size), one row for every token; with `return_aux`,
+            `(logits, [LayerAux, ...])`.
         """
-        if cu_seqlens is None:
-            ends = [0, len(tokens)]
-            cu_seqlens = torch.tensor(ends, dtype=torch.int32, device=tokens.device)
-        lengths = cu_seqlens.diff()
-        starts = cu_seqlens[:-1].repeat_interleave(lengths)
-        position = torch.arange(len(tokens), device=tokens.device) - starts
-        x, read = self.embedding(tokens), []
+        pack = self._pack(tokens, cu_seqlens)
+        x, read = self.embedding(tokens.flatten()), []
         for layer in self.layers:
-            x = layer(x, position, cu_seqlens, return_aux)
+            x = layer(x, pack, return_aux)
             if return_aux:
                 x, aux = x
                 read.append(aux)
         logits = functional.linear(self.norm(x), self.embedding.weight)
+        logits = logits.unflatten(0, tokens.shape)
         return (logits, read) if return_aux else logits
 
     def losses(self, tokens, targets, cu_seqlens=None):
-        """Return the cross-entropy of every position, (S,) in nats."""
-        logits = self(tokens, cu_seqlens).float()
-        return functional.cross_entropy(logits, targets, reduction="none")
+        """Return the cross-entropy of every position in nats, in the shape of tokens.
+
+        It is 0 where the target is -100.
+        """
+        logits = self(tokens, cu_seqlens).float().flatten(0, -2)
+        losses = functional.cross_entropy(logits, targets.flatten(), reduction="none")
+        return losses.view(targets.shape)
+
+    def _pack(self, tokens, cu_seqlens):
+        device = tokens.device
+        batch = len(tokens) if tokens.ndim == 2 else None
+        rows, length = (1, len(tokens)) if batch is None else tokens.shape
+        if cu_seqlens is None:
+            cu_seqlens = torch.arange(rows + 1, dtype=torch.int32) * length
+            cu_seqlens = cu_seqlens if batch else cu_seqlens.to(device)
+        position = torch.arange(tokens.numel(), device=device)
+        if batch is None:
+            lengths, size = cu_seqlens.diff(), len(tokens)
+            starts = cu_seqlens[:-1].repeat_interleave(lengths, output_size=size)
+            position = position - starts.to(device)
+        else:
+            position = position % length
+        return Pack(cu_seqlens, position, _rope(position, self.config), batch)
 
 
-def full_attention(q, k, v, cu_seqlens):
+def full_attention(q, k, v, cu_seqlens, batch=None):
     """Attend causally to every earlier token of the same sequence.
 
     Args:
@@ -269,10 +302,18 @@ def full_attention(q, k, v, cu_seqlens):
         k: (S, HK, D), HK divides H.
         v: (S, HK, D).
         cu_seqlens: (B+1,) offsets of the sequences.
+        batch: number of sequences if all have the same length; on a GPU PyTorch's own
+            dense attention then takes the call, the fastest there is for it.
 
     Returns:
         (S, H, D).
     """
+    if batch and q.is_cuda:
+        rows = (x.unflatten(0, (batch, -1)).transpose(1, 2) for x in (q, k, v))
+        out = functional.scaled_dot_product_attention(
+            *rows, is_causal=True, enable_gqa=True
+        )
+        return out.transpose(1, 2).flatten(0, 1)
     # One block holds every sequence whole, so the current block is all there is.
     return moba_fast.moba_attention(
         q, k, v, block_size=max(len(q), 1), topk=1, cu_seqlens=cu_seqlens

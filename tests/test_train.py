@@ -17,18 +17,10 @@ from moba_lab import card
 from moba_lab.card import byte_losses, compressed_bits, export, write_atomically
 from moba_lab.data import load_corpus
 from moba_lab.model import Config, Model, load_checkpoint
-from moba_lab.train import (
-    CURVE,
-    LAST,
-    Stage,
-    Trainer,
-    command_of,
-    learning_rate,
-    parse_args,
-    parse_stage,
-    read_checkpoint,
-    train,
-)
+from moba_lab.options import command_of, parse_args, parse_stage, settings_of
+from moba_lab.settings import Stage, learning_rate
+from moba_lab.train import STOPPED, make_trainer, train
+from moba_lab.trainer import CURVE, LAST, read_checkpoint
 
 TINY = [
     *("--layers", "2", "--width", "16", "--heads", "2", "--kv-heads", "1"),
@@ -87,13 +79,12 @@ def test_sigkill_and_resume_give_the_same_run_bit_for_bit(tmp_path, folder):
 def test_resume_in_and_between_stages(tmp_path, folder, stop):
     stream = load_corpus(folder).train
     torch.set_num_threads(1)
-    whole = Trainer(tiny_args(tmp_path), stream)
-    stopped = Trainer(tiny_args(tmp_path), stream)
+    whole = make_trainer(tiny_args(tmp_path), stream)
+    stopped = make_trainer(tiny_args(tmp_path), stream)
     for _ in range(stop):
         stopped.train_step()
     stopped.save(tmp_path / "run")
-    resumed = Trainer(tiny_args(tmp_path, "--resume"), stream)
-    resumed.load(tmp_path / "run")
+    resumed = make_trainer(tiny_args(tmp_path, "--resume"), stream)
     while whole.step < whole.total:
         whole.train_step()
     while resumed.step < resumed.total:
@@ -104,7 +95,7 @@ def test_resume_in_and_between_stages(tmp_path, folder, stop):
 
 
 def test_stages_switch_attention_context_and_batch(tmp_path, folder):
-    trainer = Trainer(tiny_args(tmp_path), load_corpus(folder).train)
+    trainer = make_trainer(tiny_args(tmp_path), load_corpus(folder).train)
     assert trainer.model.config.context == 64
     for _ in range(6):
         trainer.train_step()
@@ -124,7 +115,7 @@ def test_training_lowers_the_loss(tmp_path, folder):
 def test_seed_decides_the_run(tmp_path, folder):
     stream = load_corpus(folder).train
     losses = [
-        Trainer(tiny_args(tmp_path, "--seed", seed), stream).train_step()
+        make_trainer(tiny_args(tmp_path, "--seed", seed), stream).train_step()
         for seed in ("0", "0", "1")
     ]
     assert losses[0] == losses[1] != losses[2]
@@ -146,7 +137,7 @@ def test_curve_has_a_row_per_group_of_steps(tmp_path, folder):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, folder):
-    trainer = Trainer(tiny_args(tmp_path), load_corpus(folder).train)
+    trainer = make_trainer(tiny_args(tmp_path), load_corpus(folder).train)
     trainer.train_step()
     with torch.no_grad():
         trainer.model.norm.weight[0] = torch.inf
@@ -191,7 +182,8 @@ def test_stage_with_a_kind_per_layer():
 
 
 def test_learning_rate_rises_and_falls():
-    rates = [learning_rate(step, 100, 2.0, 10) for step in range(100)]
+    settings = settings_of(parse_args(["--lr", "2.0", "--warmup", "10"]))
+    rates = [learning_rate(step, 100, settings) for step in range(100)]
     assert max(rates) == rates[9] == rates[10] == 2.0
     assert rates[:10] == sorted(rates[:10])
     assert rates[10:] == sorted(rates[10:], reverse=True)
@@ -210,12 +202,12 @@ def test_export_writes_model_card_and_curve(tmp_path, folder):
     corpus = load_corpus(folder)
     trainer = train(tiny_args(tmp_path), corpus.train)
     path = tmp_path / "model.safetensors"
-    export(trainer, corpus, path)
+    export(trainer, "python -m moba_lab.train", corpus, path)
     model = load_checkpoint(path)
     for name, weight in trainer.model.state_dict().items():
         torch.testing.assert_close(model.state_dict()[name], weight, atol=0, rtol=0.01)
     written = json.loads(path.with_suffix(".json").read_text())
-    assert written["command"] == command_of(trainer.args)
+    assert written["command"] == "python -m moba_lab.train"
     assert written["held-out bytes"] == sum(map(len, corpus.held_out.values()))
     assert written["training"]["bytes read"] == 6 * 64 + 6 * 64
     bits = sum(byte_losses(model, text).sum() for text in corpus.held_out.values())
@@ -257,3 +249,30 @@ def test_compressed_bits_are_those_of_the_compressors():
 
 def test_card_names_the_processor():
     assert card.processor()
+
+
+def test_ctrl_c_saves_and_resume_finishes_the_same_run(tmp_path, folder):
+    command = [sys.executable, "-m", "moba_lab.train", "--data", str(folder), *TINY]
+    command += ["--stage", "moba:64:1:400", "--checkpoint-every", "399", "--device"]
+    command += ["cpu", "--out", str(tmp_path / "run")]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, bufsize=1
+    )
+    # The progress bar moves once steps are taken.
+    shown = ""
+    while "bits per byte" not in shown:
+        shown += process.stderr.read(1)
+        assert process.poll() is None, shown
+    process.send_signal(signal.SIGINT)
+    out, error = process.communicate(timeout=60)
+    assert process.returncode == STOPPED, error
+    assert "Traceback" not in error
+    step = read_checkpoint(tmp_path / "run")[1]["step"]
+    assert f"stopped after {step} of 400 steps" in out
+    assert 0 < step < 399
+    args = parse_args(["--out", str(tmp_path / "run"), "--resume"])
+    resumed = train(args, load_corpus(folder).train)
+    whole = make_trainer(parse_args(command[3:]), load_corpus(folder).train)
+    while whole.step < whole.total:
+        whole.train_step()
+    assert whole.losses == resumed.losses
