@@ -8,13 +8,16 @@ inputs; the sizes are what NumPy can do in seconds.
 import argparse
 import csv
 import sys
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
+from moba_fast.bench import positive
 from moba_fast.machine import describe_machine
 from moba_lab.check_cases import CASES, Check, check_case, targets
 from moba_lab.check_special import special_checks
@@ -48,6 +51,30 @@ def guarded(function, target, *rest):
         return [Check(what, str(target), dtype, np.nan, 0.0, False, message)]
 
 
+def run_checks(checks, jobs):
+    """Run checks, some at a time; a kernel that one has compiled is there for all.
+
+    Args:
+        checks: some of `all_checks`, by their places in it.
+        jobs: how many processes share the work; 1 is this one alone.
+
+    Yields:
+        list of Check, in the order of the checks.
+    """
+    if jobs == 1:
+        yield from map(run_check, checks)
+        return
+    # A forked process cannot use the GPU that its parent has used.
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+        yield from pool.map(run_check, checks)
+
+
+def run_check(index):
+    """Run one of `all_checks`, named by a number that can go to another process."""
+    function, given = all_checks()[index]
+    return guarded(function, *given)
+
+
 def main(arguments=None):
     """Run the command line; return 1 where a check failed."""
     parser = argparse.ArgumentParser(
@@ -55,11 +82,15 @@ def main(arguments=None):
         description="Check every kernel that runs here against the reference.",
     )
     parser.add_argument("--csv", type=Path, metavar="PATH", help="record the table")
+    parser.add_argument(
+        "--jobs", type=positive, default=1, metavar="N", help="processes; default: 1"
+    )
     options = parser.parse_args(arguments)
-    checks = []
+    checks, planned = [], range(len(all_checks()))
     print(f"{'what':<40}{'kernel':<16}{'dtype':<10}{'error':>9}{'allowed':>9}  ok")
-    for function, given in tqdm(all_checks(), unit="check", file=sys.stderr):
-        for check in guarded(function, *given):
+    running = run_checks(planned, options.jobs)
+    for found in tqdm(running, total=len(planned), unit="check", file=sys.stderr):
+        for check in found:
             checks.append(check)
             tqdm.write(line(check), file=sys.stdout)
     if options.csv:

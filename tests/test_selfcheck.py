@@ -172,3 +172,10 @@ def test_what_is_checked():
     assert any(case.queries for case in CASES)
     assert any(case.topk == 1 for case in CASES)
     assert any(case.topk * case.block_size > max(case.lengths) for case in CASES)
+
+
+def test_other_processes_find_what_this_one_finds():
+    checks = [2, 0, 1]
+    alone = list(selfcheck.run_checks(checks, jobs=1))
+    assert list(selfcheck.run_checks(checks, jobs=2)) == alone
+    assert alone == [selfcheck.run_check(index) for index in checks]
