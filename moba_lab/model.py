@@ -1,7 +1,7 @@
 """A small byte-level language model whose layers attend by MoBA or in full."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -58,12 +58,14 @@ class Pack:
     position: (S,) place of every token in its sequence, from 0.
     rope: (cos, sin) of these positions.
     batch: number of sequences where all have the same length, else None.
+    decoded: (S,) bool, tokens that attend in full in every layer; None where none do.
     """
 
     cu_seqlens: torch.Tensor
     position: torch.Tensor
     rope: tuple[torch.Tensor, torch.Tensor]
     batch: int | None
+    decoded: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -147,6 +149,9 @@ class Attention(nn.Module):
                 cu_seqlens=pack.cu_seqlens,
                 return_aux=True,
             )
+            if pack.decoded is not None:
+                last = decode_in_full(q, k, v, pack.cu_seqlens, pack.decoded)
+                out = out.masked_scatter(pack.decoded[:, None, None], last)
         out = self.to_out(out.flatten(1))
         if not return_aux:
             return out
@@ -243,7 +248,7 @@ class Model(nn.Module):
             _check_kind(each)
             self.layers[index].attention.kind = each
 
-    def forward(self, tokens, cu_seqlens=None, return_aux=False):
+    def forward(self, tokens, cu_seqlens=None, return_aux=False, prompt_lengths=None):
         """Predict the next byte at every position.
 
         Args:
@@ -252,12 +257,27 @@ class Model(nn.Module):
             cu_seqlens: (B+1,) int32 offsets of the sequences; None means that every row
                 is one.
             return_aux: also return what the layers read.
+            prompt_lengths: (B,) tokens of every sequence that layers read as their kind
+                says; those after them attend in full in every layer, as the paper
+                generates (section 3.3). None: all of them.
 
         Returns:
             logits (..., vocab_size), one row for every token; with `return_aux`,
             `(logits, [LayerAux, ...])`.
+
+        Raises:
+            ValueError: both `return_aux` and `prompt_lengths` are given.
         """
+        if return_aux and prompt_lengths is not None:
+            raise ValueError(
+                "expected return_aux or prompt_lengths, got both; what a query chose "
+                "is not what it reads where it attends in full"
+            )
         pack = self._pack(tokens, cu_seqlens)
+        if prompt_lengths is not None:
+            size = pack.cu_seqlens.diff().to(prompt_lengths.device)
+            prompts = prompt_lengths.repeat_interleave(size)
+            pack = replace(pack, decoded=pack.position >= prompts)
         x, read = self.embedding(tokens.flatten()), []
         for layer in self.layers:
             x = layer(x, pack, return_aux)
@@ -317,6 +337,31 @@ def full_attention(q, k, v, cu_seqlens, batch=None):
     # One block holds every sequence whole, so the current block is all there is.
     return moba_fast.moba_attention(
         q, k, v, block_size=max(len(q), 1), topk=1, cu_seqlens=cu_seqlens
+    )
+
+
+def decode_in_full(q, k, v, cu_seqlens, decoded):
+    """Attend as `full_attention` does, for the last tokens of every sequence only.
+
+    Args:
+        q: (S, H, D).
+        k: (S, HK, D), HK divides H.
+        v: (S, HK, D).
+        cu_seqlens: (B+1,) offsets of the sequences.
+        decoded: (S,) bool, true for n tokens at the ends of sequences.
+
+    Returns:
+        (n, H, D).
+    """
+    before = functional.pad(decoded.cumsum(0, dtype=torch.int32), (1, 0))
+    return moba_fast.moba_attention(
+        q[decoded],
+        k,
+        v,
+        block_size=max(len(k), 1),
+        topk=1,
+        cu_seqlens=before[cu_seqlens.to(before.device).long()],
+        cu_seqlens_k=cu_seqlens,
     )
 
 
