@@ -64,6 +64,18 @@ def test_one_pass_finds_what_greedy_decoding_writes(model, decode):
         assert exact_matches(model, [right], decode)[0]
 
 
+def test_the_ways_of_decoding_write_different_answers(model):
+    prompts = [TEXT[: 9 * n] for n in range(5, 25)]
+    sparse, full = (
+        [greedy(model, prompt, 4, decode=decode) for prompt in prompts]
+        for decode in ("moba", "full")
+    )
+    assert sparse != full
+    right = [Example(p, a, (a,)) for p, a in zip(prompts, full, strict=True)]
+    assert predictions(model, right, "full") == full
+    assert predictions(model, right, "moba") != full
+
+
 @pytest.mark.parametrize("decode", ["moba", "full"])
 def test_a_pack_says_what_its_examples_say_alone(model, decode):
     together = predictions(model, examples(), decode)

@@ -9,7 +9,13 @@ from moba_lab.tasks.example import IGNORED, Example, TaskSampler, fit
 from moba_lab.tasks.haystack import Haystack, line_starts
 from moba_lab.tasks.needle import DEPTHS, PREFIX, Needle, plant
 from moba_lab.tasks.recall import Recall
-from moba_lab.tasks.ruler import TASKS, CommonWords, MagicNumbers, VariableTracking
+from moba_lab.tasks.ruler import (
+    TASKS,
+    CommonWords,
+    FrequentWords,
+    MagicNumbers,
+    VariableTracking,
+)
 from moba_lab.tasks.wording import ENGLISH, TERSE
 
 LINES = [f"line {n} of the text = {n * n}\n".encode() for n in range(400)]
@@ -110,6 +116,11 @@ def test_pieces_are_whole_lines_anywhere_in_a_text():
         )
         firsts.add(piece.splitlines()[0])
     assert len(firsts) > 100
+
+
+def test_the_longest_piece_is_the_longest_text():
+    hay = Haystack([TEXT[:500], TEXT])
+    assert hay.draw(rng(), hay.longest) == TEXT.tobytes()
 
 
 def test_pieces_never_cross_the_border_of_a_file():
@@ -220,6 +231,14 @@ def test_chains_that_distract_have_other_values():
     assert variables(example.prompt.decode()) == {
         r.decode() for r in example.references
     }
+
+
+@pytest.mark.parametrize("length", [70, 90, 120, 200])
+def test_frequent_words_are_not_tied_in_short_texts(length):
+    example = FrequentWords(vocabulary=5)(rng(), length)
+    assert most_frequent(3)(example.prompt.decode()) == [
+        r.decode() for r in example.references
+    ]
 
 
 def test_fit_uses_any_measure():
