@@ -8,7 +8,7 @@ from moba_lab.model import Config, Model
 from moba_lab.tasks.example import Example
 from moba_lab.tasks.needle import plant
 from moba_lab.tasks.recall import Recall
-from moba_lab.tasks.routing import needle_choices, outcome
+from moba_lab.tasks.routing import outcome, read_needle
 from moba_lab.tasks.scoring import (
     exact_matches,
     greedy,
@@ -149,7 +149,8 @@ def test_string_recall_is_the_share_of_the_references_found(answer, references, 
 def test_choices_are_those_of_the_blocks_that_hold_the_needle(model):
     example = plant(TEXT, b"314159", 0.3)
     first, _ = example.needles[0]
-    choices = needle_choices(model, example)
+    said, choices, _ = read_needle(model, example)
+    assert said == predictions(model, [example])[0]
     assert choices.shape == (3, 2, 6)
     assert choices[1].all()
     tokens = torch.tensor(list(example.text[:-1]))
@@ -162,21 +163,21 @@ def test_choices_are_those_of_the_blocks_that_hold_the_needle(model):
                 read = aux[layer].selected[query + byte, head].tolist()
                 assert choices[layer, head, byte] == (wanted in read)
     model.set_attention("full")
-    assert needle_choices(model, example).all()
+    assert read_needle(model, example)[1].all()
 
 
 def test_a_needle_in_the_current_block_is_always_read(model):
     example = plant(b"x\n", b"7", 1.0)
     for layer in model.layers:
         layer.attention.config = Config(head_dim=16, block_size=64, topk=1)
-    assert needle_choices(model, example).all()
+    assert read_needle(model, example)[1].all()
 
 
 def test_choices_want_one_needle_that_the_answer_begins_with(model):
     with pytest.raises(ValueError, match="one needle"):
-        needle_choices(model, Example(b"ab", b"c", (b"c",)))
+        read_needle(model, Example(b"ab", b"c", (b"c",)))
     with pytest.raises(ValueError, match="one needle"):
-        needle_choices(model, Example(b"ab", b"c", (b"a",), ((0, 1),)))
+        read_needle(model, Example(b"ab", b"c", (b"a",), ((0, 1),)))
 
 
 def test_outcomes_look_at_the_first_wrong_byte():

@@ -106,6 +106,17 @@ class TaskSampler:
         self.seed, self.drawn = state["seed"], state["drawn"]
 
 
+class Mixture:
+    """Examples of several tasks, each equally likely."""
+
+    def __init__(self, tasks):
+        self.tasks = list(tasks)
+
+    def __call__(self, rng, length):
+        """Make an example of at most that length."""
+        return self.tasks[rng.integers(len(self.tasks))](rng, length)
+
+
 def fit(build, length, measure=len):
     """Build the largest example that is not too long.
 

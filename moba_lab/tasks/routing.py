@@ -8,8 +8,8 @@ OUTCOMES = ("right", "reading error", "routing error")
 
 
 @torch.no_grad()
-def needle_choices(model, example):
-    """Ask every head whether it read the byte that must be written next.
+def read_needle(model, example):
+    """Let a model write an answer, and ask every head whether it read where it stands.
 
     The query that predicts byte i of the answer wants the block that holds byte i of
     the needle. Layers with full attention read every block.
@@ -19,7 +19,9 @@ def needle_choices(model, example):
         example: `Example` with one needle, whose bytes the answer begins with.
 
     Returns:
-        (layers, H, n) bool for the n bytes of the needle.
+        said: bytes, as `scoring.predictions` returns them.
+        choices: (layers, H, n) bool for the n bytes of the needle.
+        aux: list of `moba_lab.model.LayerAux` of the pass.
 
     Raises:
         ValueError: there is not one needle, or the answer does not begin with it.
@@ -33,9 +35,13 @@ def needle_choices(model, example):
         )
     device = model.embedding.weight.device
     tokens = torch.tensor(list(example.text[:-1]), device=device)
-    _, aux = model(tokens, return_aux=True)
-    queries = len(example.prompt) - 1 + np.arange(end - first)
-    return np.stack([chose(layer, queries, np.arange(first, end)) for layer in aux])
+    logits, aux = model(tokens, return_aux=True)
+    last = len(example.prompt) - 1
+    said = bytes(logits[last:].argmax(-1).tolist())
+    queries = last + np.arange(end - first)
+    wanted = np.arange(first, end)
+    choices = np.stack([chose(layer, queries, wanted) for layer in aux])
+    return said, choices, aux
 
 
 def chose(aux, queries, tokens):
@@ -49,12 +55,12 @@ def chose(aux, queries, tokens):
     heads = aux.q.shape[1]
     if aux.selected is None:
         return np.ones((heads, len(queries)), dtype=bool)
-    of_token = torch.as_tensor(aux.blocks.of_token).cpu().numpy()
-    selected = aux.selected.cpu().numpy()[queries]
-    return (selected == of_token[tokens][:, None, None]).any(-1).T
+    blocks = torch.as_tensor(aux.blocks.of_token).cpu().numpy()[tokens]
+    selected = aux.selected[torch.as_tensor(queries)].cpu().numpy()
+    return (selected == blocks[:, None, None]).any(-1).T
 
 
-def outcome(predicted, answer, choices):
+def outcome(said, answer, choices):
     """Tell a routing error from a reading error.
 
     A wrong answer is a routing error if, at its first wrong byte, no head of any layer
@@ -62,10 +68,10 @@ def outcome(predicted, answer, choices):
     reading error if some head had the block.
 
     Args:
-        predicted: bytes, from `scoring.predictions`.
+        said: bytes, the likeliest ones given the answer so far.
         answer: bytes.
-        choices: (layers, H, n) bool from `needle_choices`; bytes of the answer behind
-            the needle count as read.
+        choices: (layers, H, n) bool from `read_needle`; bytes of the answer behind the
+            needle count as read.
 
     Returns:
         One of `OUTCOMES`.
@@ -74,9 +80,9 @@ def outcome(predicted, answer, choices):
     >>> outcome(b"41", b"42", choices), outcome(b"12", b"42", choices)
     ('routing error', 'reading error')
     """
-    if predicted == answer:
+    if said == answer:
         return "right"
-    pairs = zip(predicted, answer, strict=True)
+    pairs = zip(said, answer, strict=True)
     wrong = next(i for i, (a, b) in enumerate(pairs) if a != b)
     read = wrong >= choices.shape[-1] or choices[..., wrong].any()
     return "reading error" if read else "routing error"

@@ -164,6 +164,12 @@ TASKS = {
     "common words": CommonWords,
     "frequent words": FrequentWords,
 }
+# The same with so few words that they fit into contexts of some hundred bytes.
+SHORT = TASKS | {
+    "variable tracking": partial(VariableTracking, hops=2),
+    "common words": partial(CommonWords, common=3, times=6, others=2),
+    "frequent words": partial(FrequentWords, vocabulary=12),
+}
 
 
 def hide(lines, depths, noise, n):
