@@ -202,7 +202,8 @@ def most_frequent(count):
         words = text.splitlines()[1].split()
         names, times = np.unique(words, return_counts=True)
         order = times.argsort()[::-1]
-        assert times[order[count - 1]] > times[order[count]]
+        assert (times[order[count:]] < times[order[count - 1]]).all()
+        assert len(set(times[order[:count]])) == count or count > 3
         return names[order[:count]].tolist()
 
     return solve
@@ -236,9 +237,8 @@ def test_chains_that_distract_have_other_values():
 @pytest.mark.parametrize("length", [70, 90, 120, 200])
 def test_frequent_words_are_not_tied_in_short_texts(length):
     example = FrequentWords(vocabulary=5)(rng(), length)
-    assert most_frequent(3)(example.prompt.decode()) == [
-        r.decode() for r in example.references
-    ]
+    found = most_frequent(3)(example.prompt.decode())
+    assert found == [r.decode() for r in example.references]
 
 
 def test_fit_uses_any_measure():
