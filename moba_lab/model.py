@@ -133,9 +133,11 @@ class Attention(nn.Module):
         """Map (S, width) to (S, width), with `return_aux` to `(result, aux)`."""
         split = (-1, self.config.head_dim)
         keys = add_previous(self.to_k(x), self.key_conv, pack.position)
-        q = _rotate(self.q_norm(self.to_q(x).unflatten(-1, split)), pack.rope)
-        k = _rotate(self.k_norm(keys.unflatten(-1, split)), pack.rope)
         v = self.to_v(x).unflatten(-1, split)
+        # Under autocast norms and rotation stay in float32, attention does not.
+        q, k = self.to_q(x).float(), keys.float()
+        q = _rotate(self.q_norm(q.unflatten(-1, split)), pack.rope).to(v.dtype)
+        k = _rotate(self.k_norm(k.unflatten(-1, split)), pack.rope).to(v.dtype)
         selected = None
         if self.kind == "full":
             out = full_attention(q, k, v, pack.cu_seqlens, pack.batch)

@@ -209,6 +209,8 @@ class Trainer:
         if self.stages:
             self.enter_stage(state["stage"])
             self.sampler.load_state_dict(state["sampler"])
+        self.pending.clear()
+        self.bad.zero_()
         self.step, self.seconds = state["step"], state["seconds"]
         self.rates = state["rates"]
         self.losses = tensors.pop("losses").tolist()

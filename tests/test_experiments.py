@@ -88,11 +88,11 @@ def experiment(*runs, measure=lambda done: [{"loss": done.trainer.losses[-1]}]):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_one_step_of_the_first_run_of_every_experiment(name, tmp_path):
+def test_one_step_of_the_first_run_of_every_experiment(name, tmp_path, folder):
     """In `make test`: the pieces of every experiment fit together."""
     first = choose([name])[0].runs("small")[0]
     command = [name, "--steps", "1", "--only", first.name, "--out", str(tmp_path)]
-    assert main(command) == 0
+    assert main([*command, "--data", str(folder)]) == 0
     rows = results.read(tmp_path / "small" / f"{name}.csv")
     assert rows
     for row in rows:
@@ -222,6 +222,7 @@ def test_recorded_rows_are_those_of_the_run(options, monkeypatch, tmp_path):
     monkeypatch.setattr(results, "RECORDED", tmp_path)
     only = choose(["trailing"])[0].runs("small")[0].name
     command = ["trailing", "--only", only, "--steps", "1", "--out", str(options.out)]
+    command += ["--data", options.data]
     assert main(command) == 0
     assert main([*command, "--record", "here"]) == 0
     assert results.recorded("trailing", "here") == results.read(

@@ -1,12 +1,13 @@
 """Build the runs of experiments that train on text, and measure them all alike."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from moba_lab.evaluate import file_means, whole_windows, window_losses
 from moba_lab.experiments.contract import Run, TextBatches
 from moba_lab.experiments.statistics import paired_difference
+from moba_lab.flops import matrix_parameters
 from moba_lab.model import Config
 from moba_lab.settings import Settings, Stage
 from moba_lab.trainer import PARTS
@@ -35,6 +36,11 @@ class Plan:
     lr: float = 2e-3
     log_every: int = 20
     windows: int | None = None
+
+    def with_tokens(self, per_parameter):
+        """Return the plan with the steps that take so many tokens per parameter."""
+        tokens = per_parameter * matrix_parameters(self.config())
+        return replace(self, steps=round(tokens / (self.batch * self.context)))
 
     def config(self, **changed):
         """Return the model's `Config`: no convolution of keys, as many heads for them.

@@ -42,16 +42,16 @@ def read(path):
 def parse(text):
     """Turn the text of a cell into what it means.
 
-    >>> parse("3"), parse("0.5"), parse("1 2.5"), parse("moba"), parse("")
-    (3, 0.5, (1, 2.5), 'moba', None)
+    >>> parse("3"), parse("0.5"), parse("1 2.5"), parse("7 "), parse("moba"), parse("")
+    (3, 0.5, (1, 2.5), (7,), 'moba', None)
     """
     if not text:
         return None
     try:
-        numbers = tuple(map(number, text.split(" ")))
+        numbers = tuple(map(number, text.split()))
     except ValueError:
         return text
-    return numbers if len(numbers) > 1 else numbers[0]
+    return numbers if " " in text else numbers[0]
 
 
 def number(text):
@@ -66,13 +66,14 @@ def number(text):
 def cell(value):
     """Write a value so that `parse` reads it.
 
-    >>> cell([0.25, 1]), cell(None), cell(1 / 3), cell("moba")
-    ('0.25 1', '', '0.333333', 'moba')
+    >>> cell([0.25, 1]), cell([7]), cell(None), cell(1 / 3), cell("moba")
+    ('0.25 1', '7 ', '', '0.333333', 'moba')
     """
     if value is None:
         return ""
     if isinstance(value, (list, tuple)):
-        return " ".join(map(cell, value))
+        # A list of one is told from a number by the space behind it.
+        return " ".join(map(cell, value)) + " " * (len(value) == 1)
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 

@@ -1,7 +1,5 @@
 """Does MoBA lose where a context is long: at its end?"""
 
-from functools import partial
-
 import numpy as np
 
 from moba_lab.experiments.contract import Experiment
@@ -10,6 +8,7 @@ from moba_lab.experiments.results import source
 from moba_lab.experiments.statistics import claim
 from moba_lab.trainer import PARTS
 from moba_lab.viz.positions import position_losses
+from moba_lab.viz.training import LOOKS
 
 # Both have 64 blocks, of which a query reads 3.
 PLANS = {
@@ -43,14 +42,9 @@ def runs(size):
 
 def measure(done):
     """Return one row, the losses by position."""
-    return [measure_text(done, PLANS[size_of(done)].windows)]
-
-
-def size_of(done):
-    """Return the size whose plan a run is of, by its context."""
     context = done.run.settings.config.context
-    [size] = [size for size, plan in PLANS.items() if plan.context == context]
-    return size
+    [plan] = [plan for plan in PLANS.values() if plan.context == context]
+    return [measure_text(done, plan.windows)]
 
 
 def figure(rows):
@@ -59,25 +53,40 @@ def figure(rows):
         kind: [row for row in rows if row["attention"] == kind]
         for kind in ("full", "moba")
     }
-    return draw(kinds, rows, "MoBA minus full attention")
+    kinds = {kind: of for kind, of in kinds.items() if of}
+    gaps, claims = gaps_by_part(kinds)
+    context, machine = rows[0]["context"], source(rows)
+    return position_losses(mean_positions(kinds), gaps, context, claims, machine)
 
 
-def draw(kinds, rows, what, switches=()):
-    """Draw kinds of runs against the full attention among them; see `figure`."""
-    kinds = {name: of for name, of in kinds.items() if of}
-    curves = {
-        name: np.mean([row["position_losses"] for row in of], axis=0)
-        for name, of in kinds.items()
+def mean_positions(kinds):
+    """Average over seeds: dict from kind to the losses along the context."""
+    return {
+        kind: np.mean([row["position_losses"] for row in of], axis=0)
+        for kind, of in kinds.items()
     }
+
+
+def gaps_by_part(kinds):
+    """Compare kinds of runs with the full attention among them.
+
+    Args:
+        kinds: dict from kind to its rows, one for every seed.
+
+    Returns:
+        gaps: dict from kind to (mean, low, high) of every part of the context.
+        claims: what is known of the last part, a sentence for every kind.
+    """
     gaps, claims = {}, []
-    for name, of in kinds.items():
-        if name != "full" and "full" in kinds:
-            compare = partial(difference, of, kinds["full"])
-            parts = [compare(part) for part in range(PARTS)]
-            if parts[0] is not None:
-                gaps[name] = [(gap.mean, gap.low, gap.high) for gap in parts]
-                claims.append(claim(parts[-1], f"{name}, last sixteenth"))
-    return position_losses(curves, gaps, rows[0]["context"], claims, source(rows), what)
+    for kind, of in kinds.items():
+        if kind == "full" or "full" not in kinds:
+            continue
+        parts = [difference(of, kinds["full"], part) for part in range(PARTS)]
+        if parts[-1] is not None:
+            gaps[kind] = [(gap.mean, gap.low, gap.high) for gap in parts]
+            what = f"{LOOKS[kind][0]} less full attention in the last sixteenth"
+            claims.append(claim(parts[-1], what))
+    return gaps, claims
 
 
 EXPERIMENT = Experiment(

@@ -6,7 +6,7 @@ from moba_lab.viz.style import LINE, canvas, finish, name_axes, styled
 from moba_lab.viz.training import LOOKS, explain, finite, plain
 
 
-def position_losses(curves, gaps, context, claims, source, what):
+def position_losses(curves, gaps, context, claims, source):
     """Draw loss against position, and below it gaps with their intervals.
 
     Args:
@@ -17,7 +17,6 @@ def position_losses(curves, gaps, context, claims, source, what):
         context: tokens.
         claims: sentences about the gaps at the end, the first one is the title.
         source: hardware, versions and dates.
-        what: what the gaps are.
 
     Returns:
         Figure.
@@ -25,18 +24,23 @@ def position_losses(curves, gaps, context, claims, source, what):
     with styled():
         fig = canvas(5.2)
         top, bottom = fig.subplots(2, 1, sharex=True, height_ratios=(3, 2))
-        for kind, losses in curves.items():
-            _, color, _, line = LOOKS[kind]
-            at = (np.arange(len(losses)) + 0.5) * context / len(losses)
-            top.plot(at, losses, color=color, ls=line, lw=1.5)
-        name_axes(top, "", "loss in nats per byte")
-        draw_gaps(bottom, gaps, context)
-        name_axes(bottom, "position in the context, bytes", what)
-        bottom.set_xlim(0, context)
-        for ax in (top, bottom):
-            plain(ax)
+        draw_positions(top, bottom, curves, gaps, context)
         explain(fig, curves, source)
         return finish(fig, *findings(curves, claims))
+
+
+def draw_positions(top, bottom, curves, gaps, context):
+    """Draw the losses into one axes and the gaps into the one below it."""
+    for kind, losses in curves.items():
+        _, color, _, line = LOOKS[kind]
+        at = (np.arange(len(losses)) + 0.5) * context / len(losses)
+        top.plot(at, losses, color=color, ls=line, lw=1.5)
+    name_axes(top, "", "loss, nats per byte")
+    draw_gaps(bottom, gaps, context)
+    name_axes(bottom, "position in the context, bytes", "less full attention")
+    bottom.set_xlim(0, context)
+    plain(top)
+    plain(bottom)
 
 
 def draw_gaps(ax, gaps, context):

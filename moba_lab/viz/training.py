@@ -28,6 +28,8 @@ def explain(fig, kinds, source, extra=()):
         text, color, marker, line = LOOKS[kind]
         handle = Line2D([], [], color=color, marker=marker, ls=line, ms=5)
         pairs.append((handle, text))
+    if not (pairs or extra):
+        return
     legend(fig, (), extra=(*pairs, *extra))
     words = textwrap.fill(f"trained on {source}", int(fig.get_figwidth() * 14))
     fig.legends[-1].set_title(words, prop={"size": FONT})

@@ -1,0 +1,100 @@
+"""Does a short end with full attention repair what training with MoBA left out?"""
+
+from moba_lab.experiments.contract import Experiment
+from moba_lab.experiments.plans import Plan, measure_text
+from moba_lab.experiments.results import source
+from moba_lab.experiments.trailing import gaps_by_part, mean_positions
+from moba_lab.viz.hybrid import hybrid_curves
+
+# 16 blocks of which a query reads 3, as in the paper.
+PLANS = {
+    "small": Plan(
+        width=48,
+        layers=2,
+        context=512,
+        block_size=32,
+        batch=8,
+        steps=60,
+        seeds=2,
+        lr=8e-3,
+        log_every=3,
+        windows=192,
+    ),
+    "full": Plan(
+        width=256,
+        layers=6,
+        context=8192,
+        block_size=512,
+        batch=8,
+        steps=500,
+        seeds=3,
+        log_every=10,
+    ),
+}
+MOBA_SHARE = 0.9
+KINDS = {
+    "full": [("full", 1.0)],
+    "moba": [("moba", 1.0)],
+    "hybrid": [("moba", MOBA_SHARE), ("full", 1 - MOBA_SHARE)],
+}
+
+
+def runs(size):
+    """Return full attention, MoBA, and 90 % MoBA then full, with every seed."""
+    plan = PLANS[size]
+    return [
+        plan.run(kind, stages, seed, {"attention": kind})
+        for seed in range(plan.seeds)
+        for kind, stages in KINDS.items()
+    ]
+
+
+def measure(done):
+    """Return one row: losses by position, and the curve of the training loss."""
+    settings = done.run.settings
+    [plan] = [
+        plan for plan in PLANS.values() if plan.context == settings.config.context
+    ]
+    losses, every = done.trainer.losses, plan.log_every
+    means = [
+        sum(losses[first : first + every]) / len(losses[first : first + every])
+        for first in range(0, len(losses), every)
+    ]
+    return [
+        measure_text(done, plan.windows)
+        | {
+            "curve_every": every,
+            "curve": means,
+            "switch": settings.stages[0].steps if len(settings.stages) > 1 else None,
+        }
+    ]
+
+
+def figure(rows):
+    """Draw training loss with the switch, loss by position, and the gaps to full."""
+    # What the question is about comes first in the title.
+    order = sorted(KINDS, key=lambda kind: kind != "hybrid")
+    kinds = {kind: [row for row in rows if row["attention"] == kind] for kind in order}
+    kinds = {kind: of for kind, of in kinds.items() if of}
+    curves = {kind: [row["curve"] for row in of] for kind, of in kinds.items()}
+    switch = next((row["switch"] for row in rows if row["switch"]), None)
+    gaps, claims = gaps_by_part(kinds)
+    return hybrid_curves(
+        curves,
+        rows[0]["curve_every"],
+        switch,
+        mean_positions(kinds),
+        gaps,
+        rows[0]["context"],
+        claims,
+        source(rows),
+    )
+
+
+EXPERIMENT = Experiment(
+    "hybrid",
+    "Trained with MoBA for 90 % of the steps and then in full, what is still lost?",
+    runs,
+    measure,
+    figure,
+)

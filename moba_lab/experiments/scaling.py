@@ -1,0 +1,121 @@
+"""Does loss fall with compute as fast for MoBA as for full attention?"""
+
+import numpy as np
+
+from moba_lab.experiments.contract import Experiment
+from moba_lab.experiments.plans import Plan, by_file, difference, measure_text
+from moba_lab.experiments.results import source
+from moba_lab.experiments.statistics import claim, fit_power_law
+from moba_lab.viz.scaling_laws import scaling_laws
+
+KINDS = ("full", "moba")
+# Training bytes for every parameter in a matrix.
+TOKENS_PER_PARAMETER = 4
+# 16 blocks of which a query reads 3, as 8K in blocks of 512 in the paper. The learning
+# rate falls with the root of the width, the same for both kinds of attention.
+SMALL = {"context": 512, "block_size": 32, "log_every": 5, "windows": 128}
+FULL = {"context": 2048, "block_size": 128, "log_every": 20}
+SHAPES = {
+    "small": ((32, 2), (48, 2), (80, 2)),
+    "full": ((128, 5), (192, 5), (256, 6), (384, 6), (512, 8)),
+}
+BATCHES = {"small": (2, 4, 8), "full": (8, 8, 8, 16, 16)}
+SEEDS = {"small": (2, 2, 2), "full": (3, 3, 3, 1, 1)}
+RATES = {"small": 1.2e-2, "full": 2.8e-3}
+# What a plot of loss can have on its x axis: column and name.
+AXES = {
+    "flops_6nd": "6 N D, FLOPs",
+    "flops": "true FLOPs, attention included",
+    "seconds": "seconds of training",
+}
+
+
+def plans(size):
+    """Return the `Plan` of every model, the smallest one first."""
+    found, first = [], SHAPES[size][0][0]
+    sizes = zip(SHAPES[size], BATCHES[size], SEEDS[size], strict=True)
+    for (width, layers), batch, seeds in sizes:
+        rest = {"small": SMALL, "full": FULL}[size]
+        rate = RATES[size] * (first / width) ** 0.5
+        plan = Plan(width, layers, batch=batch, steps=0, seeds=seeds, lr=rate, **rest)
+        found.append(plan.with_tokens(TOKENS_PER_PARAMETER))
+    return found
+
+
+def runs(size):
+    """Return every model with both kinds of attention and every seed, small first.
+
+    Models with one seed take longest, so they go after the first seed of the others.
+    """
+    found = []
+    for plan in plans(size):
+        for seed in range(plan.seeds):
+            priority = max(min(seed, 1), int(plan.seeds == 1))
+            for kind in KINDS:
+                name, labels = f"{kind}-{plan.width}", {"attention": kind}
+                found.append(plan.run(name, [(kind, 1.0)], seed, labels, priority))
+    return found
+
+
+def measure(done):
+    """Return one row, with the losses by file."""
+    context = done.run.settings.config.context
+    windows = SMALL["windows"] if context == SMALL["context"] else None
+    return [measure_text(done, windows)]
+
+
+def figure(rows):
+    """Draw loss against compute three times, with fits and intervals."""
+    points, laws = {}, {}
+    for kind in KINDS:
+        models = models_of(rows, kind)
+        for column in AXES:
+            points[kind, column] = [point(of, column) for of in models]
+            if len(models) >= 3:
+                laws[kind, column] = law(models, column)
+    return scaling_laws(points, laws, AXES, claims(rows), source(rows))
+
+
+def models_of(rows, kind):
+    """Return the rows of every model of a kind, a list of seeds, smallest first."""
+    rows = [row for row in rows if row["attention"] == kind]
+    sizes = sorted({row["parameters"] for row in rows})
+    return [[row for row in rows if row["parameters"] == size] for size in sizes]
+
+
+def point(rows, column):
+    """Return (x, mean loss, lowest, highest) of a model's seeds."""
+    losses = [row["loss"] for row in rows]
+    x = float(np.mean([row[column] for row in rows]))
+    return x, float(np.mean(losses)), min(losses), max(losses)
+
+
+def law(models, column):
+    """Fit the loss of models against a column of their rows."""
+    pairs = [by_file(of) for of in models]
+    x = [point(of, column)[0] for of in models]
+    return fit_power_law(x, [losses.mean(1) for losses, _ in pairs], pairs[0][1])
+
+
+def claims(rows):
+    """Say for every model how MoBA differs from full attention."""
+    found = []
+    pairs = {
+        of[0]["parameters"]: of for kind in ("moba",) for of in models_of(rows, kind)
+    }
+    for full in models_of(rows, "full"):
+        moba = pairs.get(full[0]["parameters"])
+        gap = difference(moba, full) if moba else None
+        if gap is not None:
+            size = f"{full[0]['parameters'] / 1e6:.2g}M parameters"
+            found.append(claim(gap, f"{size}, MoBA less full attention"))
+    return found
+
+
+EXPERIMENT = Experiment(
+    "scaling",
+    "Does loss fall with compute as fast for MoBA as for full attention?",
+    runs,
+    measure,
+    figure,
+)

@@ -1,0 +1,85 @@
+"""Picture the loss of settings that differ in the number of blocks."""
+
+from moba_lab.viz.style import LINE, canvas, finish, name_axes, styled
+from moba_lab.viz.training import LOOKS, explain, finite, plain
+
+# The looks of the two ways of choosing topk.
+NOTHING = "no run with blocks yet"
+KINDS = {"paper": "moba", "work": "matched"}
+
+
+def granularity_curves(curves, claims, source):
+    """Draw loss against the number of blocks, and against the share of pairs read.
+
+    Args:
+        curves: dict from "paper" (topk a quarter of the blocks) and "work" (topk of
+            equal work) to lists of (blocks, topk, work, loss, low, high), by blocks:
+            losses less that of full attention in nats, work as a share of its pairs.
+        claims: sentences about finest and coarsest blocks, the first is the title.
+        source: hardware, versions and dates.
+
+    Returns:
+        Figure.
+    """
+    with styled():
+        fig = canvas(4.0)
+        left, right = fig.subplots(1, 2, sharey=True)
+        limits = span(curves)
+        if not curves:
+            left.text(0.5, 0.6, NOTHING, transform=left.transAxes, ha="center")
+        for name, points in curves.items():
+            blocks, topk, work, loss, low, high = zip(*points, strict=True)
+            _, color, marker, line = LOOKS[KINDS[name]]
+            ends = [finite(*pair, limits) for pair in zip(low, high, strict=True)]
+            for ax, x in ((left, blocks), (right, [100 * share for share in work])):
+                ax.plot(x, loss, color=color, marker=marker, ls=line, ms=5)
+                ax.vlines(x, *zip(*ends, strict=True), color=color, lw=3, alpha=0.4)
+            label(right, [100 * share for share in work], loss, topk, blocks, name)
+        left.set_xscale("log", base=2)
+        ticks = sorted({point[0] for points in curves.values() for point in points})
+        left.set_xticks(ticks, ticks)
+        left.minorticks_off()
+        for ax in (left, right):
+            ax.axhline(0, color=LINE, lw=1)
+            ax.set_ylim(limits)
+            plain(ax)
+        name_axes(left, "blocks", "loss less full attention, nats per byte")
+        name_axes(right, "pairs read, % of full attention", "")
+        right.margins(x=0.15)
+        explain(fig, [KINDS[name] for name in curves], source)
+        return finish(fig, *findings(curves, claims))
+
+
+def label(ax, x, y, topk, blocks, name):
+    """Write topk / blocks at every point, above one curve and below the other."""
+    above = name == "paper"
+    for at, loss, chosen, of in zip(x, y, topk, blocks, strict=True):
+        ax.annotate(
+            f"{chosen}/{of}",
+            (at, loss),
+            xytext=(0, 7 if above else -7),
+            textcoords="offset points",
+            ha="center",
+            va="bottom" if above else "top",
+        )
+
+
+def span(curves):
+    """Return limits that hold all losses and 0, with room for bars and labels."""
+    losses = [point[3] for points in curves.values() for point in points] + [0.0]
+    room = 0.35 * (max(losses) - min(losses)) + 1e-4
+    return min(losses) - room, max(losses) + room
+
+
+def findings(curves, claims):
+    """Return title and sentence."""
+    parts = []
+    for name, points in curves.items():
+        first, last = points[0], points[-1]
+        parts.append(
+            f"{LOOKS[KINDS[name]][0]}: {first[3]:+.3f} with {first[0]} blocks and "
+            f"{last[3]:+.3f} with {last[0]}, at {100 * first[2]:.0f} and "
+            f"{100 * last[2]:.0f} % of the pairs"
+        )
+    title = claims[0] if claims else "Loss by number of blocks, nothing to compare"
+    return title, f"{'; '.join([*claims[1:], *parts]) or NOTHING}."
