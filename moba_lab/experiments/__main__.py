@@ -1,10 +1,10 @@
-"""Make experiments: `python -m moba_lab.experiments --help`.
+r"""Make experiments: `python -m moba_lab.experiments --help`.
 
 Runs whose rows are in the results are skipped and stopped ones go on, so the same
 command again finishes what is missing. Ctrl-C and the end of `--budget` save and stop.
 On a GPU, the full sizes, what matters most first, in calls of nine minutes:
 
-    python -m moba_lab.experiments scaling trailing hybrid granularity --size full \\
+    python -m moba_lab.experiments scaling trailing hybrid granularity --size full \
         --out OUT --budget 540
 
 Afterwards the same names with `--size full --out OUT --record h100` put the rows into
