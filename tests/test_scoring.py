@@ -7,13 +7,11 @@ import torch
 from moba_lab.model import Config, Model
 from moba_lab.tasks.example import Example
 from moba_lab.tasks.needle import plant
-from moba_lab.tasks.recall import Recall
 from moba_lab.tasks.routing import outcome, read_needle
 from moba_lab.tasks.scoring import (
     exact_matches,
     greedy,
     predictions,
-    recalled,
     string_recall,
 )
 
@@ -189,17 +187,3 @@ def test_outcomes_look_at_the_first_wrong_byte():
     assert outcome(b"199", b"123", choices) == "reading error"
     assert outcome(b"129", b"123", choices) == "routing error"
     assert outcome(b"123x", b"123\n", choices) == "reading error"
-
-
-def test_recalled_counts_only_what_is_asked(model):
-    rows = [Recall(pairs=4)(np.random.default_rng(n), 65).row(64) for n in range(2)]
-    tokens, targets = (
-        torch.from_numpy(np.concatenate(x)) for x in zip(*rows, strict=True)
-    )
-    ends = torch.tensor([0, 64, 128], dtype=torch.int32)
-    right = recalled(model, tokens, targets, ends)
-    assert right.shape == (8,)
-    with torch.no_grad():
-        best = model(tokens, ends).argmax(-1)
-    targets[targets != -100] = best[targets != -100]
-    assert recalled(model, tokens, targets, ends).all()

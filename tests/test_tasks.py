@@ -96,6 +96,7 @@ def test_needle_stands_at_its_depth(depth, code):
     assert abs(first - depth * rest) < 150
     assert (first == 0) == (depth == 0)
     assert example.prompt.count(PREFIX) == 2
+    assert len(set(example.answer.decode())) == 5
     assert example.prompt.endswith(PREFIX)
     hay = example.prompt[:first] + example.prompt[example.needles[0][1] + 1 :]
     assert any(hay.removesuffix(PREFIX) in text for text in code.texts)
@@ -253,6 +254,7 @@ def test_fit_uses_any_measure():
     ("make", "said"),
     [
         (lambda: Needle(Haystack([TEXT]), depth=2), "depth from 0 to 1, got 2"),
+        (lambda: Needle(Haystack([TEXT]), digits=11), "1 to 10 digits, got 11"),
         (lambda: Needle(Haystack([TEXT]))(rng(), 20), "length of at least 47"),
         (lambda: MagicNumbers(keys=1, queries=2), "1 to keys = 1 queries, got 2"),
         (lambda: CommonWords(times=3, others=3), "less than times = 3, got 3"),

@@ -10,19 +10,22 @@ PREFIX = b"# The pass key is "
 
 
 class Needle:
-    """Pass keys of random digits in pieces of a haystack.
+    """Pass keys of random, different digits in pieces of a haystack.
 
     The key stands in a line of its own, and the prompt ends with the beginning of that
     line once more, so that what remains to be written is the key.
 
     Args:
         haystack: `Haystack`; held-out text for measuring, other text for training.
-        digits: digits of the key.
+        digits: digits of the key, at most 10, for they are all different: so one digit
+            tells a small model where in the key it is, and what fails is the search.
         depth: where the line stands, from 0, the top, to 1, just above the question;
             None: anywhere.
     """
 
     def __init__(self, haystack, digits=DIGITS, depth=None):
+        if not 1 <= digits <= 10:
+            raise ValueError(f"expected 1 to 10 digits, got {digits}")
         if depth is not None and not 0 <= depth <= 1:
             raise ValueError(f"expected a depth from 0 to 1, got {depth}")
         self.haystack, self.digits, self.depth = haystack, digits, depth
@@ -34,7 +37,7 @@ class Needle:
             ValueError: no text of the haystack is long enough, or the length is too
                 small for the question.
         """
-        key = "".join(map(str, rng.integers(10, size=self.digits))).encode()
+        key = "".join(map(str, rng.permutation(10)[: self.digits])).encode()
         room = length - 2 * len(PREFIX + key) - len(b"\n")
         if room < 0:
             raise ValueError(

@@ -10,8 +10,6 @@ answer decides, for many examples at once.
 import numpy as np
 import torch
 
-from moba_lab.tasks.example import IGNORED
-
 # Where the layers named "moba" read blocks: everywhere, or in the prompt only.
 DECODE = ("moba", "full")
 
@@ -101,25 +99,6 @@ def greedy(model, prompt, count, stop=b"", decode="moba"):
         if text[-1:] == stop:
             break
     return bytes(text[len(prompt) :])
-
-
-@torch.no_grad()
-def recalled(model, tokens, targets, cu_seqlens):
-    """Return, for every target that counts, whether it is the likeliest token.
-
-    Args:
-        model: `moba_lab.model.Model`.
-        tokens: (S,) int64.
-        targets: (S,) int64, `IGNORED` where none is wanted.
-        cu_seqlens: (B+1,) offsets of the sequences.
-
-    Returns:
-        (n,) bool, in the order of the tokens.
-    """
-    wanted = targets != IGNORED
-    device = model.embedding.weight.device
-    logits = model(tokens.to(device), cu_seqlens.to(device))[wanted.to(device)]
-    return (logits.argmax(-1).cpu() == targets[wanted]).numpy()
 
 
 def run(model, tokens, cu_seqlens, prompts, decode):

@@ -9,20 +9,25 @@ from moba_lab.viz.blocks import block_ruler
 from moba_lab.viz.errors import error_map
 from moba_lab.viz.gaps import gap_histogram
 from moba_lab.viz.gate import gate_map
+from moba_lab.viz.head_reads import head_reads
+from moba_lab.viz.layerwise import layerwise_losses
 from moba_lab.viz.lines import line_heatmap
 from moba_lab.viz.load import load, load_histogram
 from moba_lab.viz.mask import token_mask
 from moba_lab.viz.memory import memory_curves
 from moba_lab.viz.merge import block_weights, merge_weights
 from moba_lab.viz.movie import film, film_stills
+from moba_lab.viz.needles import needle_heatmaps
 from moba_lab.viz.page import text_html
 from moba_lab.viz.parts import pipeline_parts
 from moba_lab.viz.pipeline import pipeline_stills
 from moba_lab.viz.pipeline_movie import pipeline_film
 from moba_lab.viz.profile import reading_profile
 from moba_lab.viz.programs import program_map
+from moba_lab.viz.recall import recall_curves
 from moba_lab.viz.roofline import roofline
 from moba_lab.viz.route import route_picture
+from moba_lab.viz.router import router_recall
 from moba_lab.viz.scaling import scaling_curves
 from moba_lab.viz.select import selection_heatmap
 from moba_lab.viz.show import show
@@ -47,19 +52,24 @@ __all__ = [
     "film_stills",
     "gap_histogram",
     "gate_map",
+    "head_reads",
+    "layerwise_losses",
     "line_heatmap",
     "load",
     "load_histogram",
     "memory_curves",
     "merge_weights",
+    "needle_heatmaps",
     "pipeline_film",
     "pipeline_parts",
     "pipeline_stills",
     "program_map",
     "query_strip",
     "reading_profile",
+    "recall_curves",
     "roofline",
     "route_picture",
+    "router_recall",
     "scaling_curves",
     "selection_heatmap",
     "show",
