@@ -25,7 +25,8 @@ ALLOWED = {
     # tqdm is the progress bar of commands.
     "moba_fast": {"torch", "tqdm", "moba_fast"},
 }
-KERNELS = ROOT / "moba_fast" / "kernels"
+# What a folder may import beside, and nobody else.
+FOLDERS = {"kernels": {"triton"}, "hf": {"transformers"}}
 
 
 def source_files(package):
@@ -73,7 +74,7 @@ def test_the_fast_docstring_points_to_its_twin(name):
 @pytest.mark.parametrize("package", ["moba_ref", "moba_fast"])
 def test_imports_follow_the_arrows(package):
     for path in source_files(package):
-        allowed = ALLOWED[package] | ({"triton"} if KERNELS in path.parents else set())
+        allowed = ALLOWED[package] | FOLDERS.get(path.parent.name, set())
         for name in imported_packages(path):
             assert name in allowed or name in sys.stdlib_module_names, (path, name)
 
