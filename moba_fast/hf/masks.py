@@ -55,8 +55,15 @@ def moba_mask(
     """
     if config is not None and not torch.compiler.is_compiling():
         check_settings(config)
-    check_causal(mask_function, local_size is not None)
-    first, last = queries_of(**others)
+    first, count = queries_of(**others)
+    last = first + count
+    if mask_function is not causal_mask_function:
+        if others.get("use_vmap"):
+            raise ValueError("MoBA reads the past only, and takes no mask functions")
+        if torch.compiler.is_compiling():
+            forbid_future(mask_function, batch_size, first, count)
+        else:
+            check_causal(mask_function, local_size is not None)
     if isinstance(first, int):
         if attention_mask is not None:
             check_length(attention_mask, last)
@@ -75,7 +82,7 @@ def moba_mask(
 
 
 def queries_of(q_length=None, q_offset=0, cache_position=None, **_):
-    """Return the slot of the first query and the one after the last.
+    """Return the slot of the first query and how many there are.
 
     Args:
         q_length: queries of every row.
@@ -83,10 +90,10 @@ def queries_of(q_length=None, q_offset=0, cache_position=None, **_):
         cache_position: (Sq,) their slots, which older versions of the library give.
     """
     if cache_position is None:
-        return q_offset, q_offset + q_length
+        return q_offset, q_length
     first = cache_position[0]
     first = first if torch.compiler.is_compiling() else int(first)
-    return first, first + len(cache_position)
+    return first, len(cache_position)
 
 
 def has_no_padding(attention_mask, kv_offset):
@@ -127,6 +134,20 @@ def check_causal(mask_function, window=False):
             f"MoBA reads the past only, but the model asks for a mask made of\n"
             f"{', '.join(other)}"
         )
+
+
+def forbid_future(mask_function, batch_size, first, count):
+    """Let a compiled model fail where a query would read the token after its own.
+
+    Its trace cannot see what a mask function is made of.
+    """
+    row = torch.arange(batch_size)[:, None]
+    query = first + torch.arange(count - 1)[None]
+    reads_next = mask_function(row, row * 0, query, query + 1)
+    torch._assert_async(
+        ~reads_next.any(),
+        "MoBA reads the past only, but this mask lets tokens see more",
+    )
 
 
 def parts_of(mask_function):
