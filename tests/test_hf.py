@@ -68,7 +68,9 @@ def test_padding_changes_nothing(name, left):
 
 def padded(rows, left, extra=3):
     width = max(map(len, rows)) + extra
-    ids, mask = torch.zeros(2, len(rows), width, dtype=torch.long)
+    # Not the padding token, whose keys are zero: that is how older static caches tell
+    # what is not written yet.
+    ids, mask = torch.full((len(rows), width), 2), torch.zeros(len(rows), width).long()
     for i, row in enumerate(rows):
         at = slice(width - len(row), None) if left else slice(len(row))
         ids[i, at], mask[i, at] = row, 1

@@ -19,7 +19,9 @@ def switched(name, **settings):
 def generate(model, ids, mask=None, seed=0, cache=None, **options):
     torch.manual_seed(seed)
     mask = torch.ones_like(ids) if mask is None else mask
-    options = {"max_new_tokens": NEW, "do_sample": False, **options}
+    # Older versions want an end of text, which must not come here.
+    ends = {"eos_token_id": 10**6, "pad_token_id": 0}
+    options = {"max_new_tokens": NEW, "do_sample": False, **ends, **options}
     options |= cache_argument(model, cache)
     return model.generate(ids, attention_mask=mask, **options)
 
@@ -42,7 +44,8 @@ def test_greedy(name, decode):
     assert torch.equal(generate(model, ids, cache_implementation="static"), expected)
     pages = moba_fast.hf.MobaCache(model.config)
     assert torch.equal(generate(model, ids, cache=pages), expected)
-    assert torch.equal(generate(model, ids, prefill_chunk_size=5), expected)
+    chunks = {"prefill_chunk_size": 5, "cache": dynamic_cache(model)}
+    assert torch.equal(generate(model, ids, **chunks), expected)
 
 
 def test_by_moba_no_cache_is_needed():
@@ -98,7 +101,9 @@ def test_assisted_decoding_gives_the_greedy_tokens(helper, decode, cache):
         options = {"assistant_model": make("llama", seed=0)}
     if cache == "pages":
         options["cache"] = moba_fast.hf.MobaCache(model.config)
-    assert torch.equal(generate(model, ids, **options), expected)
+    found = generate(model, ids, **options)
+    # Older versions may go on for a token too many.
+    assert torch.equal(found[:, : expected.shape[1]], expected)
 
 
 def test_a_conversation_goes_on_from_its_cache():

@@ -12,6 +12,9 @@ from moba_fast.hf.settings import full_layers, settings_of
 from moba_fast.hf.sinks import attend_with_sink, merge_sink
 from moba_fast.moba import moba_attention, under_autocast
 
+# Tokens of a sequence at most.
+LONGEST = 2**30
+
 
 def moba_attention_forward(
     module,
@@ -111,7 +114,7 @@ class Call:
         out, selected = self.run(query, pack, block_size, topk, with_blocks)
         if with_blocks:
             # Blocks are counted through the whole pack.
-            first = first_blocks(pack, selected, len(pack.keys(self.key)), block_size)
+            first = first_blocks(pack, selected.device, block_size)
             selected = torch.where(selected < 0, -1, selected - first).int()
             selected = pack.unpack(selected, batch, -1).transpose(1, 2)
         return pack.unpack(out, batch), selected
@@ -134,7 +137,11 @@ class Call:
             )  # fmt: skip
         batch, pack = self.pack(query)
         # Where every sequence is one block, its current block is all of it.
-        out, _ = self.run(query, pack, max(1, self.key.shape[2]), 1, False)
+        size = max(1, self.key.shape[2])
+        if torch.compiler.is_compiling():
+            # A length that becomes a block size would be compiled for itself.
+            size = LONGEST
+        out, _ = self.run(query, pack, size, 1, False)
         return pack.unpack(out, batch)
 
     def last(self, query, count):
@@ -183,12 +190,12 @@ class Call:
         return out[..., :wanted], selected
 
 
-def first_blocks(pack, selected, n_keys, block_size):
-    """Return the first block of every query's sequence, (Q, 1, 1)."""
+def first_blocks(pack, device, block_size):
+    """Return the first block of every query's sequence, (Q, 1, 1); 0 for one only."""
     if pack.cu_q is None:
         return 0
-    cu_q = torch.as_tensor(pack.cu_q, device=selected.device)
-    cu_k = cu_q if pack.cu_k is None else pack.cu_k.to(selected.device)
+    cu_q = torch.as_tensor(pack.cu_q, device=device)
+    cu_k = cu_q if pack.cu_k is None else torch.as_tensor(pack.cu_k, device=device)
     return partition(cu_k, block_size, cu_q).first_of_query[:, None, None]
 
 

@@ -55,7 +55,7 @@ def moba_mask(
     """
     if config is not None and not torch.compiler.is_compiling():
         check_settings(config)
-    first, count = queries_of(**others)
+    first, count = queries_of(kv_offset + kv_length, **others)
     last = first + count
     if mask_function is not causal_mask_function:
         if others.get("use_vmap"):
@@ -81,19 +81,22 @@ def moba_mask(
     return (real * REAL + query * QUERY).to(torch.int8)[:, None, None]
 
 
-def queries_of(q_length=None, q_offset=0, cache_position=None, **_):
+def queries_of(end, q_length=None, q_offset=0, cache_position=None, **_):
     """Return the slot of the first query and how many there are.
 
     Args:
+        end: slot after the last key.
         q_length: queries of every row.
         q_offset: slot of the first one; a tensor with a static cache.
         cache_position: (Sq,) their slots, which older versions of the library give.
     """
     if cache_position is None:
         return q_offset, q_length
-    first = cache_position[0]
-    first = first if torch.compiler.is_compiling() else int(first)
-    return first, len(cache_position)
+    first, count = cache_position[0], cache_position.shape[0]
+    if torch.compiler.is_compiling():
+        return first, count
+    # After a prefill in chunks they count one too many.
+    return min(int(first), end - count), count
 
 
 def has_no_padding(attention_mask, kv_offset):

@@ -136,7 +136,7 @@ def pack_real(slots, batch, positions, _):
         back = pad((kept.diff() <= 0) & (row.diff() == 0), (1, 0))
         if bool((count_q == count_k).all()):
             begins = back | pad(row.diff() != 0, (1, 0), value=True)[: len(back)]
-            cu_q = cu_k = pad(begins.nonzero()[:, 0], (0, 1), value=len(kept))
+            cu_q, cu_k = pad(begins.nonzero()[:, 0], (0, 1), value=len(kept)), None
         elif bool(back.any()):
             raise_continued()
     return Pack(cu_q, cu_k, rows_q, rows_k)
@@ -166,7 +166,7 @@ def pack_fixed(slots, batch, positions, whole):
         back = (ordered.diff(dim=1) <= 0) & flags[0][:, 1:]
         ends = flags[0][:, :-1] != flags[0][:, 1:]
         begins = pad(back | ends, (1, 0), value=True).flatten()
-        cu_q = cu_k = offsets_of_fixed_length(begins)
+        cu_q, cu_k = offsets_of_fixed_length(begins), None
     return Pack(cu_q, cu_k, *rows, flags[0].flatten())
 
 
@@ -207,7 +207,7 @@ def offsets_of_fixed_length(begins):
         >>> offsets_of_fixed_length(torch.tensor([True, False, False, True]))
         tensor([0, 3, 4, 4, 4])
     """
-    n = len(begins)
+    n = begins.shape[0]
     place = torch.arange(n, device=begins.device)
     return pad(place.masked_fill(~begins, n).sort().values, (0, 1), value=n)
 
