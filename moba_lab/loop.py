@@ -61,7 +61,7 @@ class Signals:
         self.before = {}
 
 
-def run(trainer, folder, saving, log=None, label=""):
+def run(trainer, folder, saving, log=None, label="", quiet=False):
     """Train to the last step, with checkpoints in between.
 
     Args:
@@ -70,6 +70,7 @@ def run(trainer, folder, saving, log=None, label=""):
         saving: `Saving`.
         log: function of a trainer, called after every row of its curve.
         label: words before the progress bar.
+        quiet: show no progress bar.
 
     Returns:
         FINISHED, INTERRUPTED or OUT_OF_TIME; the run is saved in any case.
@@ -82,6 +83,7 @@ def run(trainer, folder, saving, log=None, label=""):
         initial=trainer.step,
         unit="step",
         mininterval=1.0,
+        disable=quiet,
     )
     with Signals() as signals, bar:
         while trainer.step < trainer.total:

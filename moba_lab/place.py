@@ -84,4 +84,5 @@ def peak_flops(place):
     # Imported late, for it takes a second that no training needs.
     from moba_fast.ceilings import matmul_rate
 
-    return matmul_rate(place.device), "a large matrix product, timed"
+    dtype = "bf16" if place.is_gpu else "fp32"
+    return matmul_rate(place.device), f"a large {dtype} product, timed"

@@ -1,7 +1,7 @@
 """Does a short end with full attention repair what training with MoBA left out?"""
 
 from moba_lab.experiments.contract import Experiment
-from moba_lab.experiments.plans import Plan, measure_text
+from moba_lab.experiments.plans import Plan, measure_text, windows_of
 from moba_lab.experiments.results import source
 from moba_lab.experiments.trailing import gaps_by_part, mean_positions
 from moba_lab.viz.hybrid import hybrid_curves
@@ -52,16 +52,13 @@ def runs(size):
 def measure(done):
     """Return one row: losses by position, and the curve of the training loss."""
     settings = done.run.settings
-    [plan] = [
-        plan for plan in PLANS.values() if plan.context == settings.config.context
-    ]
-    losses, every = done.trainer.losses, plan.log_every
+    losses, every = done.trainer.losses, settings.log_every
     means = [
         sum(losses[first : first + every]) / len(losses[first : first + every])
         for first in range(0, len(losses), every)
     ]
     return [
-        measure_text(done, plan.windows)
+        measure_text(done, windows_of(done, PLANS.values()))
         | {
             "curve_every": every,
             "curve": means,

@@ -15,6 +15,7 @@ from moba_lab.trainer import PARTS
 HEAD = 64
 # Points of a curve of loss against position.
 POINTS = 64
+FEW_WINDOWS = 64
 
 
 @dataclass(frozen=True)
@@ -132,6 +133,15 @@ def measure_text(done, windows=None):
         "file_windows": counts.tolist(),
         "losses_by_file": by_file.T.ravel().tolist(),
     }
+
+
+def windows_of(done, plans):
+    """Return how many windows the plan of a run measures.
+
+    A run with the context of no plan, such as a notebook's, has few of them.
+    """
+    known = {plan.context: plan.windows for plan in plans}
+    return known.get(done.run.settings.config.context, FEW_WINDOWS)
 
 
 def by_file(rows):

@@ -99,13 +99,22 @@ def write(path, rows):
     write_atomically(Path(path), out.getvalue().encode())
 
 
-def recorded(name, rows_of="h100"):
-    """Return the rows of `moba_lab/results/train_NAME_ROWS_OF.csv`, none if not there.
+def recorded(name, kinds=("h100", "small")):
+    """Return the rows of `moba_lab/results/train_NAME_KIND.csv`.
 
-    >>> recorded("scaling", "nowhere")
+    Args:
+        name: of an experiment.
+        kinds: the first of which there is such a file counts; the full size on a GPU
+            goes before the small size on a CPU.
+
+    Returns:
+        list of Row, empty where nothing was recorded.
+
+    >>> recorded("scaling", ["nowhere"])
     []
     """
-    return read(f"train_{name}_{rows_of}.csv")
+    found = (read(f"train_{name}_{kind}.csv") for kind in kinds)
+    return next(filter(None, found), [])
 
 
 def source(rows):

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
 from functools import cached_property
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import safetensors.torch
@@ -39,6 +40,7 @@ class Options:
     steps: most steps of a stage, for a trial; None means all.
     save_seconds: time between checkpoints; a kill loses at most so much.
     deadline: value of `time.monotonic()` at which to save and stop.
+    quiet: show no progress bar.
     """
 
     size: str = "small"
@@ -49,6 +51,7 @@ class Options:
     steps: int | None = None
     save_seconds: float = 60.0
     deadline: float = math.inf
+    quiet: bool = False
 
     @cached_property
     def corpus(self):
@@ -160,6 +163,23 @@ def run_all(experiments, options):
     return states
 
 
+def run_here(experiment, runs):
+    """Make runs in a folder that is gone afterwards, as a notebook does.
+
+    Args:
+        experiment: `Experiment`.
+        runs: list of `Run`, few and small ones.
+
+    Returns:
+        list of Row.
+    """
+    with TemporaryDirectory() as folder:
+        options = Options(out=Path(folder), quiet=True)
+        for run in runs:
+            run_one(Job(experiment, run, options))
+        return results.read(csv_of(experiment, options))
+
+
 def run_one(job, label=""):
     """Train one run from where it stands, measure it, and keep its rows.
 
@@ -169,7 +189,7 @@ def run_one(job, label=""):
     options, folder = job.options, job.folder()
     trainer = make_trainer(job)
     saving = loop.Saving(seconds=options.save_seconds, deadline=options.deadline)
-    state = loop.run(trainer, folder, saving, label=label)
+    state = loop.run(trainer, folder, saving, label=label, quiet=options.quiet)
     if state != loop.FINISHED:
         return state
     model = trainer.model.eval()

@@ -3,7 +3,13 @@
 import numpy as np
 
 from moba_lab.experiments.contract import Experiment
-from moba_lab.experiments.plans import Plan, by_file, difference, measure_text
+from moba_lab.experiments.plans import (
+    Plan,
+    by_file,
+    difference,
+    measure_text,
+    windows_of,
+)
 from moba_lab.experiments.results import source
 from moba_lab.experiments.statistics import claim, fit_power_law
 from moba_lab.viz.scaling_laws import scaling_laws
@@ -59,9 +65,7 @@ def runs(size):
 
 def measure(done):
     """Return one row, with the losses by file."""
-    context = done.run.settings.config.context
-    windows = SMALL["windows"] if context == SMALL["context"] else None
-    return [measure_text(done, windows)]
+    return [measure_text(done, windows_of(done, [*plans("small"), *plans("full")]))]
 
 
 def figure(rows):

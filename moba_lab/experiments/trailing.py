@@ -3,7 +3,7 @@
 import numpy as np
 
 from moba_lab.experiments.contract import Experiment
-from moba_lab.experiments.plans import Plan, difference, measure_text
+from moba_lab.experiments.plans import Plan, difference, measure_text, windows_of
 from moba_lab.experiments.results import source
 from moba_lab.experiments.statistics import claim
 from moba_lab.trainer import PARTS
@@ -42,9 +42,7 @@ def runs(size):
 
 def measure(done):
     """Return one row, the losses by position."""
-    context = done.run.settings.config.context
-    [plan] = [plan for plan in PLANS.values() if plan.context == context]
-    return [measure_text(done, plan.windows)]
+    return [measure_text(done, windows_of(done, PLANS.values()))]
 
 
 def figure(rows):

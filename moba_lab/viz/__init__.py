@@ -9,7 +9,9 @@ from moba_lab.viz.blocks import block_ruler
 from moba_lab.viz.errors import error_map
 from moba_lab.viz.gaps import gap_histogram
 from moba_lab.viz.gate import gate_map
+from moba_lab.viz.granularity import granularity_curves
 from moba_lab.viz.head_reads import head_reads
+from moba_lab.viz.hybrid import hybrid_curves
 from moba_lab.viz.layerwise import layerwise_losses
 from moba_lab.viz.lines import line_heatmap
 from moba_lab.viz.load import load, load_histogram
@@ -22,6 +24,7 @@ from moba_lab.viz.page import text_html
 from moba_lab.viz.parts import pipeline_parts
 from moba_lab.viz.pipeline import pipeline_stills
 from moba_lab.viz.pipeline_movie import pipeline_film
+from moba_lab.viz.positions import position_losses
 from moba_lab.viz.profile import reading_profile
 from moba_lab.viz.programs import program_map
 from moba_lab.viz.recall import recall_curves
@@ -29,6 +32,7 @@ from moba_lab.viz.roofline import roofline
 from moba_lab.viz.route import route_picture
 from moba_lab.viz.router import router_recall
 from moba_lab.viz.scaling import scaling_curves
+from moba_lab.viz.scaling_laws import scaling_laws
 from moba_lab.viz.select import selection_heatmap
 from moba_lab.viz.show import show
 from moba_lab.viz.speedup import speedup_rows
@@ -52,7 +56,9 @@ __all__ = [
     "film_stills",
     "gap_histogram",
     "gate_map",
+    "granularity_curves",
     "head_reads",
+    "hybrid_curves",
     "layerwise_losses",
     "line_heatmap",
     "load",
@@ -63,6 +69,7 @@ __all__ = [
     "pipeline_film",
     "pipeline_parts",
     "pipeline_stills",
+    "position_losses",
     "program_map",
     "query_strip",
     "reading_profile",
@@ -71,6 +78,7 @@ __all__ = [
     "route_picture",
     "router_recall",
     "scaling_curves",
+    "scaling_laws",
     "selection_heatmap",
     "show",
     "speedup_rows",

@@ -1,0 +1,143 @@
+"""Figures of training runs draw what they were given, and claim no more."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from notebook_axes import unlabelled
+
+from moba_lab import viz
+from moba_lab.viz.training import LOOKS, finite
+
+SOURCE = "H100, PyTorch 2.11.0, bf16, 2026-11-25"
+CLAIM = "MoBA less full attention: no difference above 0.004 at 95 % (3 seeds)"
+POSITIONS = {"full": np.linspace(2, 1, 64), "moba": np.linspace(2, 1.1, 64)}
+GAPS = {"moba": [(0.01 * n, 0.01 * n - 0.02, 0.01 * n + 0.02) for n in range(16)]}
+
+
+def line(ax, kind, points):
+    """Return the one curve of so many points that has the looks of a kind."""
+    _, color, marker, style = LOOKS[kind]
+    [found] = [
+        x
+        for x in ax.lines
+        if x.get_color() == color
+        and len(x.get_xdata()) == points
+        and (x.get_linestyle() == style or x.get_marker() == marker)
+    ]
+    return found
+
+
+def figures():
+    yield viz.position_losses(POSITIONS, GAPS, 1024, [CLAIM], SOURCE)
+    yield viz.position_losses({"full": POSITIONS["full"]}, {}, 1024, [], SOURCE)
+    yield hybrid()
+    yield hybrid(switch=None)
+    yield viz.granularity_curves(granularity(), [CLAIM, "and so on"], SOURCE)
+    yield viz.granularity_curves({}, [], SOURCE)
+    yield viz.scaling_laws(*laws(), AXES, [CLAIM], SOURCE)
+    points, _ = laws()
+    yield viz.scaling_laws(points, {}, AXES, [], SOURCE)
+
+
+def hybrid(switch=90):
+    curves = {
+        "full": [[2.0] * 10],
+        "moba": [[2.1] * 10],
+        "hybrid": [[2.1] * 9 + [2.35], [2.1] * 9 + [2.25]],
+    }
+    gaps = GAPS | {"hybrid": [(0.0, -0.01, np.inf)] * 16}
+    return viz.hybrid_curves(curves, 10, switch, POSITIONS, gaps, 1024, [CLAIM], SOURCE)
+
+
+def granularity():
+    paper = [(8, 2, 0.34, 0.03, 0.01, 0.05), (32, 8, 0.41, 0.01, -np.inf, np.inf)]
+    work = [(8, 2, 0.34, 0.03, 0.01, 0.05), (32, 7, 0.36, 0.02, 0.0, 0.04)]
+    return {"paper": paper, "work": work}
+
+
+AXES = {"flops": "FLOPs", "seconds": "seconds of training"}
+
+
+class Law(SimpleNamespace):
+    """A power law without a fit."""
+
+    def __call__(self, x):
+        return 3 * x**-0.05
+
+
+def laws():
+    x = np.geomspace(1e12, 1e16, 5)
+    law = Law(factor=3.0, exponent=-0.05, exponent_interval=(-0.06, -0.04))
+    points, fits = {}, {}
+    for kind, more in (("full", 0.0), ("moba", 0.02)):
+        for axis in AXES:
+            loss = 3 * x**-0.05 + more
+            points[kind, axis] = list(
+                zip(x, loss, loss - 0.01, loss + 0.01, strict=True)
+            )
+            fits[kind, axis] = law
+    return points, fits
+
+
+@pytest.mark.parametrize("number", range(8))
+def test_every_figure_names_its_axes_and_says_what_to_see(number):
+    fig = list(figures())[number]
+    fig.draw_without_rendering()
+    assert list(unlabelled(fig)) == []
+    assert fig.alt
+    assert fig.what_to_see.endswith(".")
+
+
+def test_positions_are_drawn_at_the_middle_of_their_part():
+    fig = viz.position_losses(POSITIONS, GAPS, 1024, [CLAIM], SOURCE)
+    top, bottom = fig.axes
+    curve = line(top, "moba", 64)
+    np.testing.assert_allclose(curve.get_xdata()[:2], [8, 24])
+    np.testing.assert_allclose(curve.get_ydata(), POSITIONS["moba"])
+    marks = line(bottom, "moba", 16)
+    np.testing.assert_allclose(marks.get_ydata(), [gap[0] for gap in GAPS["moba"]])
+    [bars] = [c.get_segments() for c in bottom.collections]
+    np.testing.assert_allclose([bar[:, 1] for bar in bars][3], [0.01, 0.05])
+    assert fig.finding == CLAIM
+
+
+def test_a_gap_without_bounds_fills_the_axes():
+    fig = viz.position_losses(
+        POSITIONS, {"moba": [(0.1, -np.inf, np.inf)] * 16}, 1024, [], SOURCE
+    )
+    bottom = fig.axes[1]
+    [bars] = [c.get_segments() for c in bottom.collections]
+    np.testing.assert_allclose(bars[0][:, 1], bottom.get_ylim())
+    assert finite(-np.inf, 3, (0, 2)) == (0, 2)
+
+
+def test_hybrid_draws_the_switch_and_says_how_the_loss_moved():
+    fig = hybrid()
+    [ax] = [ax for ax in fig.axes if ax.get_xlabel() == "step"]
+    [switch] = [x for x in ax.lines if len(x.get_xdata()) == 2 and x.get_ls() == ":"]
+    assert list(switch.get_xdata()) == [90, 90]
+    assert fig.what_to_see.startswith(
+        "over the switch the training loss moves by +0.200, that of MoBA alone at the "
+        "same steps by +0.000;"
+    )
+    assert not [t for ax in hybrid(switch=None).axes for t in ax.texts]
+
+
+def test_granularity_is_drawn_by_blocks_and_by_work():
+    fig = viz.granularity_curves(granularity(), [CLAIM], SOURCE)
+    left, right = fig.axes
+    np.testing.assert_allclose(line(left, "moba", 2).get_xdata(), [8, 32])
+    np.testing.assert_allclose(line(right, "matched", 2).get_xdata(), [34, 36])
+    words = [t.get_text() for t in right.texts]
+    assert words == ["2/8", "8/32", "2/8", "7/32"]
+
+
+def test_laws_are_drawn_through_the_range_of_their_points():
+    points, fits = laws()
+    fig = viz.scaling_laws(points, fits, AXES, [CLAIM], SOURCE)
+    ax = fig.axes[0]
+    fitted = line(ax, "moba", 50)
+    np.testing.assert_allclose(fitted.get_ydata(), 3 * fitted.get_xdata() ** -0.05)
+    assert fitted.get_xdata()[[0, -1]] == pytest.approx([1e12, 1e16])
+    assert "falls as 3 C^-0.0500, exponent from -0.0600 to -0.0400" in fig.what_to_see
