@@ -1,4 +1,7 @@
-"""How many pairs does MoBA recall, in a row or scattered, with blocks of which size?"""
+"""How many pairs does MoBA recall, in a row or scattered, with blocks of which size?
+
+Whatever the size of blocks, a query reads as many past tokens: topk falls as they grow.
+"""
 
 import numpy as np
 import torch
@@ -9,12 +12,15 @@ from moba_lab.experiments.statistics import claim
 from moba_lab.experiments.task_runs import (
     RecallBatches,
     TaskPlan,
+    is_base,
     paired_shares,
 )
 from moba_lab.tasks.routing import chose
 from moba_lab.viz.recall import recall_curves
 
-BLOCK_SIZES = {"small": (8, 16), "full": (8, 16, 32, 64, 128)}
+BLOCK_SIZES = {"small": (4, 8, 16), "full": (8, 16, 32, 64, 128)}
+# Past tokens that a query reads, whatever the size of blocks.
+READ = {"small": 16, "full": 128}
 PAIRS = {"small": 8, "full": 64}
 EXAMPLES = {"small": 60, "full": 400}
 ARRANGEMENTS = {"in a row": False, "scattered": True}
@@ -60,9 +66,9 @@ def runs(size):
         made += [base] if base else []
         made.append(plan.run("full", "full", seed, data, {}, base))
         for block in BLOCK_SIZES[size]:
-            labels, changed = {"block_size": block}, {"block_size": block}
+            changed = {"block_size": block, "topk": 1 + READ[size] // block}
             name = f"moba-{block}"
-            made.append(plan.run(name, "moba", seed, data, labels, base, **changed))
+            made.append(plan.run(name, "moba", seed, data, changed, base, **changed))
     return made
 
 
@@ -72,6 +78,8 @@ def measure(done):
     Columns: score, the share of queries answered; scores, the same of every example;
     recall, how often each head of each layer read the block with the wanted value.
     """
+    if is_base(done):
+        return [{"pairs": done.run.data.pairs}]
     [size] = [
         s for s, p in PLANS.items() if p.context == done.run.settings.config.context
     ]

@@ -39,7 +39,11 @@ def recall_curves(curves, full, pairs, claims, source):
             ax.set_xscale("log", base=2)
             ax.set_xticks(sizes, sizes)
             ax.set_ylim(-0.03, 1.05)
-            name_axes(ax, "tokens per block", "share" if ax is row[0] else "")
+            name_axes(
+                ax,
+                "tokens per block, as many past tokens read",
+                "share" if ax is row[0] else "",
+            )
             plain(ax)
         drawn = row[0].get_lines()
         extra = [
