@@ -19,7 +19,7 @@ PLANS = {
         context=512,
         block_size=16,
         batch=4,
-        steps=120,
+        steps=80,
         seeds=1,
         lr=6e-3,
     ),
@@ -28,8 +28,8 @@ PLANS = {
     ),
 }
 # Of the steps on text, and of its learning rate.
-TUNING = {"small": (50, 0.5), "full": (1000, 0.3)}
-EXAMPLES = {"small": 60, "full": 400}
+TUNING = {"small": (30, 0.5), "full": (1000, 0.3)}
+EXAMPLES = {"small": 48, "full": 400}
 LAST = (0, 1, 2, 3, 5)
 
 

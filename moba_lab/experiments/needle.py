@@ -32,10 +32,12 @@ PLANS = {
         layers=2,
         block_size=16,
         topk=3,
-        first=(96, 24, 300),
+        first=(64, 32, 300),
         second=(256, 8, 100),
         seeds=1,
         lr=6e-3,
+        head_dim=16,
+        rope_dims=4,
     ),
     "full": TaskPlan(
         width=256,

@@ -108,7 +108,7 @@ class TaskPlan:
             (Stage(self.kinds(kind), *sizes),),
             seed,
             lr=share * self.lr,
-            warmup=max(1, sizes[2] // 10),
+            warmup=max(1, sizes[2] // 4),
             log_every=self.log_every,
         )
         return Run(f"{name}-{seed}", settings, data, labels, priority=min(seed, 1))
