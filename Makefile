@@ -2,11 +2,12 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: help notebooks test test-slow lab lint bench
+.PHONY: help notebooks test test-oldest test-slow lab lint bench
 
 help:
 	@echo "make notebooks   run every notebook, write pages to build/site/index.html"
 	@echo "make test        run all tests, eight minutes or so"
+	@echo "make test-oldest run the tests of transformers models with its version 5.0.0"
 	@echo "make test-slow   run the long searches too"
 	@echo "make lab         open JupyterLab"
 	@echo "make lint        check style and formatting"
@@ -20,6 +21,19 @@ PYTEST = OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 --dist loadfile
 
 test: $(INSTALLED)
 	$(PYTEST) -m "not slow"
+
+OLDEST := build/transformers-oldest
+
+# What lies on PYTHONPATH goes before what is installed.
+test-oldest: $(OLDEST)/.installed
+	PYTHONPATH=$(CURDIR)/$(OLDEST) $(PYTEST) tests/test_hf.py tests/test_hf_errors.py \
+		tests/test_hf_generate.py tests/test_hf_train.py tests/test_hf_oldest.py
+
+$(OLDEST)/.installed: $(INSTALLED) constraints-oldest.txt
+	rm -rf $(OLDEST)
+	$(BIN)/python -m pip install --quiet --no-deps --target $(OLDEST) \
+		--requirement constraints-oldest.txt
+	touch $@
 
 test-slow: $(INSTALLED)
 	$(PYTEST)

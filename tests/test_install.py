@@ -24,9 +24,9 @@ def normal(name):
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def pins():
-    """Return {name: version} of constraints.txt."""
-    lines = (ROOT / "constraints.txt").read_text().splitlines()
+def pins(file="constraints.txt"):
+    """Return {name: version} of a file of pins."""
+    lines = (ROOT / file).read_text().splitlines()
     found = [line.split("==") for line in lines if not line.startswith("#")]
     return {normal(name): Version(version) for name, version in found}
 
@@ -44,6 +44,14 @@ def test_every_requirement_has_a_pin_that_satisfies_it(wanted):
         assert normal(wanted.name) not in pins()
     else:
         assert pins()[normal(wanted.name)] in wanted.specifier
+
+
+def test_the_oldest_transformers_of_the_range_is_run():
+    [wanted] = [r for r in requirements("models") if r.name == "transformers"]
+    pinned = pins("constraints-oldest.txt")["transformers"]
+    assert pinned in wanted.specifier
+    assert f">={pinned.major}.{pinned.minor}" in str(wanted.specifier)
+    assert pinned < pins()["transformers"]
 
 
 def test_torch_is_pinned_without_a_build_tag():
@@ -119,7 +127,7 @@ def test_an_old_python_is_refused_with_a_hint(tmp_path):
 
 def test_ci_runs_the_commands_of_the_readme():
     script = (ROOT / ".ci" / "run").read_text()
-    assert script.rstrip().endswith("make lint test")
+    assert script.rstrip().endswith("make lint test test-oldest")
     workflow = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())
     assert workflow["jobs"]["test"]["steps"][-1] == {"run": "bash .ci/run"}
 

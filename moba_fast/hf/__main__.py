@@ -12,6 +12,16 @@ from moba_fast.hf import register
 from moba_fast.hf.settings import DECODE
 
 
+def layers(text):
+    """Read a list of layers.
+
+    Example:
+        >>> layers("0,-1"), layers("")
+        ([0, -1], [])
+    """
+    return [int(x) for x in text.split(",") if x]
+
+
 def main(arguments):
     """Register "moba", then run a module or a script as if Python had been told to.
 
@@ -26,7 +36,10 @@ def main(arguments):
     )
     parser.add_argument("--topk", type=int, help="blocks per query", **unset)
     parser.add_argument(
-        "--full-layers", type=int, nargs="*", help="layers that attend in full", **unset
+        "--full-layers",
+        type=layers,
+        help="layers that attend in full, as in --full-layers=-3,-2,-1",
+        **unset,
     )
     parser.add_argument(
         "--decode", choices=DECODE, help="attention of generated tokens", **unset
