@@ -251,6 +251,14 @@ class BatchSampler:
         rows = rows.astype(np.int64)
         return rows[:, :-1].reshape(-1), rows[:, 1:].reshape(-1)
 
+    def skip(self, windows):
+        """Go on as if so many more windows had been read."""
+        self.window += windows
+        while self.window > len(self._starts):
+            self.window -= len(self._starts)
+            self.epoch += 1
+            self._starts = self._order()
+
     def state_dict(self):
         """Return what `load_state_dict` needs to go on with the same batches."""
         return {"seed": self.seed, "epoch": self.epoch, "window": self.window}

@@ -2,6 +2,7 @@
 
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 
@@ -71,6 +72,7 @@ def choose_place(device="auto", precision="auto", compile=False):
     return Place(device, precision, compile)
 
 
+@cache
 def peak_flops(place):
     """Return the FLOP/s that a place can reach at most, and where the number is from.
 

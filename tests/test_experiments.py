@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from moba_lab import loop
+from moba_lab.data import load_corpus
 from moba_lab.evaluate import whole_windows, window_losses
 from moba_lab.experiments import results
 from moba_lab.experiments.__main__ import UNFINISHED, main
@@ -208,6 +209,20 @@ def test_a_run_can_start_from_another_one_s_weights(options):
         [experiment(tiny("other", start="gone"), measure=measure)], options
     )
     assert "make that run first" in states["tiny", "other"]
+
+
+def test_a_run_that_switches_reads_what_a_run_that_does_not_reads(folder):
+    runs = {run.name: run for run in choose(["hybrid"])[0].runs("small")}
+    corpus, read = load_corpus(folder), {}
+    for name in ("moba-1", "hybrid-1"):
+        run = runs[name]
+        read[name] = []
+        for index, stage in enumerate(run.settings.stages):
+            data = run.data(corpus, index, stage, 1)
+            read[name] += [data.next_batch()[0] for _ in range(stage.steps)]
+    assert len(runs["hybrid-1"].settings.stages) == 2
+    np.testing.assert_array_equal(*read.values())
+    assert len({batch.tobytes() for batch in read["moba-1"]}) > 50
 
 
 def test_a_checkpoint_of_another_run_is_refused(options):

@@ -53,21 +53,26 @@ def matched_topk(context, blocks):
     )
 
 
-def settings_of(context):
+def settings_of(context, counts):
     """List (match, blocks, topk); what serves both matches is there once."""
-    paper = [("paper", blocks, blocks // 4) for blocks in BLOCKS]
-    work = [("work", blocks, matched_topk(context, blocks)) for blocks in BLOCKS]
+    paper = [("paper", blocks, blocks // 4) for blocks in counts]
+    work = [("work", blocks, matched_topk(context, blocks)) for blocks in counts]
     known = {row[1:] for row in paper}
     return paper + [row for row in work if row[1:] not in known]
 
 
 def runs(size):
     """Return every setting and full attention, with every seed."""
-    plan, found = PLANS[size], []
+    return runs_of(PLANS[size])
+
+
+def runs_of(plan, counts=BLOCKS):
+    """Return the settings with these numbers of blocks; see `runs`."""
+    found = []
     for seed in range(plan.seeds):
         labels = {"attention": "full", "match": "full", "work": 1.0}
         found.append(plan.run("full", [("full", 1.0)], seed, labels))
-        for match, blocks, topk in settings_of(plan.context):
+        for match, blocks, topk in settings_of(plan.context, counts):
             block_size = plan.context // blocks
             labels = {
                 "attention": "moba",
@@ -95,9 +100,9 @@ def figure(rows):
     }
     curves = {name: points(of, rows) for name, of in matches.items() if of}
     claims = [
-        claim(gap, f"{BLOCKS[-1]} blocks less {BLOCKS[0]}, {words}")
+        finest_less_coarsest(matches[name], words)
         for name, words in (("paper", "topk of a quarter"), ("work", "equal work"))
-        if (gap := finest_less_coarsest(matches[name])) is not None
+        if len(curves.get(name, ())) > 1
     ]
     return granularity_curves(curves, claims, source(rows))
 
@@ -107,10 +112,16 @@ def is_work(row):
     return row["topk"] == matched_topk(row["context"], row["blocks"])
 
 
-def finest_less_coarsest(rows):
-    """Compare the most and the fewest blocks; None where one of them is missing."""
-    ends = [[row for row in rows if row["blocks"] == n] for n in BLOCKS[::-4]]
-    return difference(*ends) if all(ends) else None
+def finest_less_coarsest(rows, words):
+    """Say how the most and the fewest blocks differ."""
+    counts = [row["blocks"] for row in rows]
+    most, fewest = max(counts), min(counts)
+    gap = difference(
+        [row for row in rows if row["blocks"] == most],
+        [row for row in rows if row["blocks"] == fewest],
+    )
+    what = f"{most} blocks less {fewest}, {words}"
+    return claim(gap, what) if gap else f"{what}: no seed has both"
 
 
 def points(rows, all_rows):

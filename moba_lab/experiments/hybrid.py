@@ -15,7 +15,7 @@ PLANS = {
         block_size=32,
         batch=8,
         steps=60,
-        seeds=2,
+        seeds=3,
         lr=8e-3,
         log_every=3,
         windows=192,
@@ -41,7 +41,11 @@ KINDS = {
 
 def runs(size):
     """Return full attention, MoBA, and 90 % MoBA then full, with every seed."""
-    plan = PLANS[size]
+    return runs_of(PLANS[size])
+
+
+def runs_of(plan):
+    """Return the three kinds of a plan; see `runs`."""
     return [
         plan.run(kind, stages, seed, {"attention": kind})
         for seed in range(plan.seeds)

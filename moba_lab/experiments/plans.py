@@ -92,19 +92,37 @@ class Plan:
         )
         priority = min(seed, 1) if priority is None else priority
         data = OneOrder(whole_files=True)
+        if len(stages) > 1:
+            read = np.cumsum([0, *(stage.steps * stage.batch for stage in stages)])
+            data = ReadOn(whole_files=True, before=tuple(read[:-1].tolist()))
         return Run(f"{name}-{seed}", settings, data, labels, None, priority)
 
 
 @dataclass(frozen=True)
 class OneOrder(TextBatches):
-    """Text whose later stages read on where the one before them stopped.
-
-    So a run of two attentions reads the very batches that runs of one read.
-    """
+    """Text in an order that the seed alone decides, whatever the stage."""
 
     def __call__(self, corpus, index, stage, seed):
-        """Return the `BatchSampler` of a stage; all stages share one seed."""
+        """Return the `BatchSampler` of a stage, at its start."""
         return super().__call__(corpus, 0, stage, seed)
+
+
+@dataclass(frozen=True)
+class ReadOn(OneOrder):
+    """The same order, in which every stage reads on where the last one stopped.
+
+    So a run of two attentions reads the very batches that runs of one read.
+
+    before: windows that are read before every stage.
+    """
+
+    before: tuple[int, ...] = (0,)
+
+    def __call__(self, corpus, index, stage, seed):
+        """Return the `BatchSampler` of a stage, at its place in the order."""
+        sampler = super().__call__(corpus, index, stage, seed)
+        sampler.skip(self.before[index])
+        return sampler
 
 
 def measure_text(done, windows=None):

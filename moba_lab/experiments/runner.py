@@ -8,7 +8,7 @@ import time
 import traceback
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -56,7 +56,7 @@ class Options:
     @cached_property
     def corpus(self):
         """The text, read when it is first asked for."""
-        return load_corpus(self.data)
+        return read_once(self.data)
 
     @cached_property
     def peak(self):
@@ -106,6 +106,12 @@ class Job:
         return any(
             (row["run"], row["digest"]) == (self.run.name, self.digest) for row in rows
         )
+
+
+@cache
+def read_once(data):
+    """Read a corpus, the same object whenever it is asked for again."""
+    return load_corpus(data)
 
 
 def csv_of(experiment, options):

@@ -22,12 +22,12 @@ TOKENS_PER_PARAMETER = 4
 SMALL = {"context": 512, "block_size": 32, "log_every": 5, "windows": 128}
 FULL = {"context": 2048, "block_size": 128, "log_every": 20}
 SHAPES = {
-    "small": ((32, 2), (48, 2), (80, 2)),
+    "small": ((24, 2), (40, 2), (64, 2)),
     "full": ((128, 5), (192, 5), (256, 6), (384, 6), (512, 8)),
 }
 BATCHES = {"small": (2, 4, 8), "full": (8, 8, 8, 16, 16)}
-SEEDS = {"small": (2, 2, 2), "full": (3, 3, 3, 1, 1)}
-RATES = {"small": 1.2e-2, "full": 2.8e-3}
+SEEDS = {"small": (3, 3, 3), "full": (3, 3, 3, 1, 1)}
+RATES = {"small": 6e-3, "full": 2.8e-3}
 # What a plot of loss can have on its x axis: column and name.
 AXES = {
     "flops_6nd": "6 N D, FLOPs",

@@ -84,7 +84,8 @@ def paired_difference(first, second, counts=None):
     # A ratio of sums, so its spread is that of the weighted residuals.
     of_file = gap.mean(0)
     mean = float(of_file @ weight / weight.sum())
-    over = f"{files} files, {seeds} seed{'s' if seeds > 1 else ''}"
+    which = "these 2 seeds" if seeds == 2 else "this seed"
+    over = f"{files} files, for {which} only"
     if files == 1:
         return Interval(mean, -np.inf, np.inf, over)
     residual = weight * (of_file - mean) / weight.mean()
@@ -97,8 +98,8 @@ def claim(interval, what, digits=3):
 
     >>> claim(Interval(0.001, -0.004, 0.006, "3 seeds"), "MoBA minus full")
     'MoBA minus full: no difference above 0.006 at 95 % (3 seeds)'
-    >>> claim(Interval(0.02, 0.01, 0.03, "9 files, 1 seed"), "MoBA minus full")
-    'MoBA minus full: +0.020, from +0.010 to +0.030 at 95 % (9 files, 1 seed)'
+    >>> claim(Interval(0.02, 0.01, 0.03, "9 files"), "MoBA minus full")
+    'MoBA minus full: +0.020, from +0.010 to +0.030 at 95 % (9 files)'
     >>> claim(Interval(0.02, -np.inf, np.inf, "1 seed"), "MoBA minus full")
     'MoBA minus full: +0.020, of one value, so nothing is known of its spread (1 seed)'
     """

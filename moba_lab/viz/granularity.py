@@ -5,7 +5,7 @@ from moba_lab.viz.training import LOOKS, explain, finite, plain
 
 # The looks of the two ways of choosing topk.
 NOTHING = "no run with blocks yet"
-KINDS = {"paper": "moba", "work": "matched"}
+KINDS = {"paper": "quarter", "work": "matched"}
 
 
 def granularity_curves(curves, claims, source):
@@ -28,13 +28,13 @@ def granularity_curves(curves, claims, source):
         if not curves:
             left.text(0.5, 0.6, NOTHING, transform=left.transAxes, ha="center")
         for name, points in curves.items():
-            blocks, topk, work, loss, low, high = zip(*points, strict=True)
+            blocks, _, work, loss, low, high = zip(*points, strict=True)
             _, color, marker, line = LOOKS[KINDS[name]]
             ends = [finite(*pair, limits) for pair in zip(low, high, strict=True)]
             for ax, x in ((left, blocks), (right, [100 * share for share in work])):
                 ax.plot(x, loss, color=color, marker=marker, ls=line, ms=5)
                 ax.vlines(x, *zip(*ends, strict=True), color=color, lw=3, alpha=0.4)
-            label(right, [100 * share for share in work], loss, topk, blocks, name)
+            label(right, points, name, curves)
         left.set_xscale("log", base=2)
         ticks = sorted({point[0] for points in curves.values() for point in points})
         left.set_xticks(ticks, ticks)
@@ -50,18 +50,23 @@ def granularity_curves(curves, claims, source):
         return finish(fig, *findings(curves, claims))
 
 
-def label(ax, x, y, topk, blocks, name):
-    """Write topk / blocks at every point, above one curve and below the other."""
+def label(ax, points, name, curves):
+    """Write topk / blocks at every point, above one curve and below the other.
+
+    What is in both curves is written once, above.
+    """
     above = name == "paper"
-    for at, loss, chosen, of in zip(x, y, topk, blocks, strict=True):
-        ax.annotate(
-            f"{chosen}/{of}",
-            (at, loss),
-            xytext=(0, 7 if above else -7),
-            textcoords="offset points",
-            ha="center",
-            va="bottom" if above else "top",
-        )
+    known = [point[:2] for point in curves.get("paper", ())]
+    for blocks, topk, work, loss, _, _ in points:
+        if above or (blocks, topk) not in known:
+            ax.annotate(
+                f"{topk}/{blocks}",
+                (100 * work, loss),
+                xytext=(0, 7 if above else -7),
+                textcoords="offset points",
+                ha="center",
+                va="bottom" if above else "top",
+            )
 
 
 def span(curves):

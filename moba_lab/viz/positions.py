@@ -70,5 +70,6 @@ def findings(curves, claims):
         f"{LOOKS[kind][0]} {losses[0]:.3f} at the start and {losses[-1]:.3f} at the end"
         for kind, losses in curves.items()
     )
-    title = claims[0] if claims else "Loss by position, with nothing to compare"
-    return title, f"{'; '.join([*claims, ends])} (nats per byte)."
+    if not claims:
+        return "Loss by position, with nothing to compare", f"{ends} (nats per byte)."
+    return claims[0], f"{'; '.join([*claims[1:], ends])} (nats per byte)."

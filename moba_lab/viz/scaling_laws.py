@@ -1,7 +1,7 @@
 """Picture loss against compute, with power laws and their intervals."""
 
 import numpy as np
-from matplotlib.ticker import FuncFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from moba_lab.viz.style import canvas, finish, name_axes, styled
 from moba_lab.viz.training import LOOKS, explain, plain
@@ -33,25 +33,46 @@ def scaling_laws(points, laws, axes, claims, source):
             ax.set_xscale("log")
             ax.set_yscale("log")
             name_axes(ax, name, "held-out loss, nats per byte" if ax is row[0] else "")
-            ax.yaxis.set_minor_locator(NullLocator())
-            ax.yaxis.set_major_locator(Steps())
-            ax.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:.2g}"))
             plain(ax)
+        # The panels share their scale of losses, which every panel has set by now.
+        for axis in (row[0].yaxis, *(ax.xaxis for ax in row)):
+            axis.set_minor_locator(NullLocator())
+            axis.set_major_locator(FixedLocator(ticks(*axis.get_view_interval())))
+            axis.set_major_formatter(FuncFormatter(lambda x, _: short(x)))
         explain(fig, kinds, source)
         return finish(fig, *findings(laws, axes, claims))
 
 
-class Steps(NullLocator):
-    """Place ticks on a short logarithmic scale at round losses."""
+def ticks(low, high, few=3, most=6):
+    """Return round numbers within limits for a logarithmic scale.
 
-    def __call__(self):
-        """Return the ticks between the axis's limits."""
-        low, high = self.axis.get_view_interval()
-        for step in (0.05, 0.1, 0.2, 0.5, 1.0):
-            ticks = np.arange(np.ceil(low / step), np.floor(high / step) + 1) * step
-            if len(ticks) <= 8:
-                return ticks
-        return ticks
+    >>> [round(tick, 2) for tick in ticks(2.32, 3.1)]
+    [2.4, 2.6, 2.8, 3.0]
+    >>> ticks(15, 110), ticks(0.5, 300)
+    ([20.0, 50.0, 100.0], [1.0, 10.0, 100.0])
+    """
+    powers = 10.0 ** np.arange(np.floor(np.log10(low)), np.ceil(np.log10(high)) + 1)
+    unit = 10.0 ** np.floor(np.log10(high - low))
+    ways = [powers[:: max(1, len(powers) // most)]]
+    ways += [np.outer(powers, factors).ravel() for factors in ((1, 3), (1, 2, 5))]
+    ways += [
+        np.arange(1, high / step + 1) * step for step in unit * np.array([5, 2, 1, 0.5])
+    ]
+    for way in ways:
+        found = [float(tick) for tick in way if low <= tick <= high]
+        if few <= len(found) <= most:
+            break
+    return found
+
+
+def short(number):
+    """Write a number for a tick.
+
+    >>> short(2.4), short(2e11), short(300)
+    ('2.4', '2e11', '300')
+    """
+    small = 1e-3 < number < 1e5
+    return f"{number:.4g}" if small else f"{number:.3g}".replace("e+", "e")
 
 
 def draw_kind(ax, kind, points, law):

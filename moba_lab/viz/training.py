@@ -11,6 +11,7 @@ LOOKS = {
     "full": ("full attention", "#000000", "s", "--"),
     "moba": ("MoBA", "#0072B2", "o", "-"),
     "hybrid": ("MoBA, then full", "#D55E00", "^", "-."),
+    "quarter": ("MoBA, topk a quarter of the blocks", "#CC79A7", "v", "-"),
     "matched": ("MoBA, equal work", "#009E73", "D", ":"),
 }
 
