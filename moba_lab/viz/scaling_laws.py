@@ -46,18 +46,21 @@ def scaling_laws(points, laws, axes, claims, source):
 def ticks(low, high, few=3, most=6):
     """Return round numbers within limits for a logarithmic scale.
 
+    Where a single point makes the limits, it is the only one.
+
     >>> [round(tick, 2) for tick in ticks(2.32, 3.1)]
     [2.4, 2.6, 2.8, 3.0]
     >>> ticks(15, 110), ticks(0.5, 300)
     ([20.0, 50.0, 100.0], [1.0, 10.0, 100.0])
     """
+    if high < 1.001 * low:
+        return [float(low)]
     powers = 10.0 ** np.arange(np.floor(np.log10(low)), np.ceil(np.log10(high)) + 1)
     unit = 10.0 ** np.floor(np.log10(high - low))
     ways = [powers[:: max(1, len(powers) // most)]]
     ways += [np.outer(powers, factors).ravel() for factors in ((1, 3), (1, 2, 5))]
-    ways += [
-        np.arange(1, high / step + 1) * step for step in unit * np.array([5, 2, 1, 0.5])
-    ]
+    steps = unit * np.array([5, 2, 1, 0.5])
+    ways += [np.arange(low // step, high // step + 1) * step for step in steps]
     for way in ways:
         found = [float(tick) for tick in way if low <= tick <= high]
         if few <= len(found) <= most:
