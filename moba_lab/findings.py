@@ -110,32 +110,6 @@ def clustered_cost(rows):
     return lines
 
 
-def replayed(rows):
-    """List calls that a CUDA graph replayed, so that the GPU waits for no host.
-
-    Dense attention stands beside them, as a lone call that nothing replayed.
-    Only the shortest length of every shape is listed, where the host matters most.
-
-    Example:
-        >>> from moba_lab.recorded import Row
-        >>> row = Row(workload="F", topk=3, direction="forward", kernel="triton", S=8)
-        >>> row |= {"total_median_s": 2e-4, "graph_s": 5e-5, "dense_median_s": 8e-5}
-        >>> replayed([Row(row)])
-        ['F, topk 3, forward, triton: 200 µs, replayed 50 µs, dense 80 µs, at 8 tokens']
-    """
-    shortest = {}
-    for row in sorted(rows, key=lambda row: row["S"]):
-        if None not in (row["graph_s"], row["total_median_s"], row["dense_median_s"]):
-            shape = f"{row['workload']}, topk {row['topk']}, {row['direction']}"
-            shortest.setdefault(f"{shape}, {program(row)}", row)
-    return [
-        f"{name}: {1e6 * row['total_median_s']:.0f} µs, replayed "
-        f"{1e6 * row['graph_s']:.0f} µs, dense {1e6 * row['dense_median_s']:.0f} µs, "
-        f"at {row['S']:,} tokens"
-        for name, row in shortest.items()
-    ]
-
-
 def over_peers(row):
     """Say how much faster a row is than every dense attention that ran beside it.
 

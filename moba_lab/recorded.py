@@ -164,7 +164,8 @@ def curves(rows, what="time"):
 
     Args:
         rows: list of Row of one direction; what has no result is left out.
-        what: "time" in seconds, or "memory" in bytes, which has no spread.
+        what: "time" in seconds, "graph", the seconds of a replay of a CUDA graph, or
+            "memory" in bytes; the last two have no spread.
 
     Returns:
         dict from "dense" and the names of `program` to Curve, slowest to build first.
@@ -189,8 +190,9 @@ def curves(rows, what="time"):
 def measured(row, name, what):
     """Return median and quartiles of what a row holds about a program."""
     dense = name == "dense"
-    if what == "memory":
-        return [row["dense_peak_bytes" if dense else "peak_bytes"]] * 3
+    if what != "time":
+        column = {"memory": "peak_bytes", "graph": "graph_s"}[what]
+        return [row[f"dense_{column}" if dense else column]] * 3
     prefix = "dense" if dense else "total"
     return [row[f"{prefix}_{x}_s"] for x in ("median", "quartile1", "quartile3")]
 

@@ -7,6 +7,7 @@ inputs; the sizes are what NumPy can do in seconds.
 
 import argparse
 import csv
+import os
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
@@ -64,6 +65,8 @@ def run_checks(checks, jobs):
     if jobs == 1:
         yield from map(run_check, checks)
         return
+    # Processes with as many threads as there are cores would get in each other's way.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     # A forked process cannot use the GPU that its parent has used.
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
         yield from pool.map(run_check, checks)
