@@ -13,7 +13,12 @@ from hf_models import (
     static_cache,
     tokens,
 )
-from transformers import AutoModelForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
+    SiglipVisionConfig,
+)
 
 import moba_fast.hf
 from moba_fast.hf.attention import moba_attention_forward
@@ -61,9 +66,12 @@ def test_padding_changes_nothing(name, left):
     model, rows = switched(name), [tokens(n, seed=n) for n in (LENGTH, 22, 1)]
     ids, mask = padded(rows, left)
     positions = (mask.cumsum(1) - 1).clamp(min=0)
-    found = logits(model, ids, attention_mask=mask, position_ids=positions)
-    for row, real, alone in zip(found, mask.bool(), rows, strict=True):
-        torch.testing.assert_close(row[real], logits(model, alone[None])[0], **CLOSE)
+    # Positions only matter by their differences.
+    for given in ({"position_ids": positions}, {}):
+        found = logits(model, ids, attention_mask=mask, **given)
+        for row, real, alone in zip(found, mask.bool(), rows, strict=True):
+            expected = logits(model, alone[None])[0]
+            torch.testing.assert_close(row[real], expected, **CLOSE)
 
 
 def padded(rows, left, extra=3):
@@ -271,8 +279,71 @@ def test_several_queries_after_a_cache_that_were_generated_attend_in_full():
     torch.testing.assert_close(found[:, 30:], torch.cat(expected, 1), **CLOSE)
 
 
+def test_generated_queries_beside_padding_in_a_static_cache():
+    model, (ids, mask) = switched("llama"), padded([tokens(LENGTH), tokens(9)], True)
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+
+    def run(cuts, **options):
+        cache, found = static_cache(model, 50), []
+        for a, b in pairwise(cuts):
+            where = {"position_ids": positions[:, a:b], "attention_mask": mask[:, :b]}
+            found.append(logits(model, ids[:, a:b], cache, **where, **options))
+            options = {}
+        return torch.cat(found, 1)[:, 36:]
+
+    found = run([0, 40], moba_generated=4)
+    torch.testing.assert_close(found, run([0, 36, 37, 38, 39, 40]), **CLOSE)
+
+
+@pytest.mark.parametrize("decode", ["full", "moba"])
+def test_a_single_query_that_is_padding_gets_zeros(decode):
+    config = make("llama").config
+    config.moba = {"block_size": 4, "full_layers": [], "topk": 2, "decode": decode}
+    q, (k, v) = torch.ones(2, 4, 1, 8), torch.ones(2, 2, 2, 9, 8)
+    mask = torch.ones(2, 9, dtype=torch.bool)
+    mask[0, -1] = False
+    where = {"q_length": 1, "q_offset": 8, "kv_length": 9, "batch_size": 2}
+    roles = moba_mask(**where, attention_mask=mask, config=config)
+    out, _ = moba_attention_forward(Layer(config), q, k, v, roles)
+    assert (out[0] == 0).all()
+    torch.testing.assert_close(out[1], torch.ones(1, 4, 8))
+
+
+def test_disable_goes_back_to_what_it_was():
+    model = make("llama")
+    model.set_attn_implementation("eager")
+    moba_fast.hf.enable(moba_fast.hf.enable(model, **SMALL), topk=3)
+    assert moba_fast.hf.disable(model).config._attn_implementation == "eager"
+
+
 def test_a_forward_pass_keeps_its_cache():
     model, ids = switched("llama"), tokens(2, LENGTH)
     with torch.no_grad():
         outputs = model(ids, use_cache=True)
     assert cache_of(outputs).get_seq_length() == LENGTH
+
+
+def test_of_a_model_with_pictures_only_the_text_runs_moba():
+    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+    vision |= {"num_attention_heads": 2, "image_size": 28, "patch_size": 14}
+    config = Gemma3Config(
+        text_config=CONFIGS["gemma3"](),
+        vision_config=SiglipVisionConfig(**vision),
+        mm_tokens_per_image=1,
+        image_token_index=60,
+    )
+    torch.manual_seed(0)
+    model = Gemma3ForConditionalGeneration(config).eval()
+    ids = tokens(2, LENGTH).clamp(max=50)
+    expected = logits(model, ids)
+    moba_fast.hf.enable(model, block_size=4, topk=10, full_layers=())
+    torch.testing.assert_close(logits(model, ids), expected, **CLOSE)
+    assert model.config.vision_config._attn_implementation == "sdpa"
+    # Tokens of a picture see each other in both directions.
+    picture = torch.zeros_like(ids)
+    picture[:, 5:9] = 1
+    with pytest.raises(ValueError, match="MoBA reads the past only"):
+        logits(model, ids, token_type_ids=picture)
+    moba_fast.hf.enable(model, topk=2)
+    assert (logits(model, ids) - expected).abs().max() > 1
+    assert torch.equal(logits(moba_fast.hf.disable(model), ids), expected)

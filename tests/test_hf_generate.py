@@ -1,5 +1,7 @@
 """Every mode of generate gives the tokens that it should."""
 
+import copy
+
 import pytest
 import torch
 from hf_models import CONFIGS, cache_argument, dynamic_cache, logits, make, tokens
@@ -154,3 +156,23 @@ def test_pages_keep_no_padding_and_can_be_cropped_and_reset():
     assert layer.pages.lengths.tolist() == [3]
     cache.reset()
     assert cache.get_seq_length() == 0
+
+
+def test_pages_of_other_settings_are_refused():
+    model, ids = switched("llama"), tokens(1, 9)
+    cache = moba_fast.hf.MobaCache(model.config)
+    moba_fast.hf.enable(model, block_size=8)
+    with pytest.raises(ValueError, match=r"blocks of 4 tokens, .* say 8 now"):
+        logits(model, ids, cache)
+
+
+def test_a_copy_of_a_switched_model_is_one_of_its_own():
+    model, ids = switched("llama"), tokens(1, 8).repeat(1, 4)
+    other = copy.deepcopy(model)
+    expected = generate(model, ids)
+    moba_fast.hf.disable(model)
+    found = generate(other, ids, prompt_lookup_num_tokens=3)
+    assert torch.equal(found[:, : expected.shape[1]], expected)
+    assert other.prepare_inputs_for_generation.__self__ is other
+    moba_fast.hf.disable(other)
+    assert torch.equal(generate(other, ids), generate(model, ids))

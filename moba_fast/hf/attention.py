@@ -67,6 +67,7 @@ def moba_attention_forward(
     if sliding_window is not None:
         packed = attention_mask, position_ids, cu_seq_lens_q
         sequence = sequence_of_tokens(query.shape[::2], key.shape[2], *packed)
+        sequence = sequence if sequence is None else sequence.to(query.device)
         tensors = module, query, key, value, attention_mask, sequence
         out = attend_window(*tensors, dropout, scaling, sliding_window, s_aux)
         return out, no_blocks(query) if output_attentions else None
@@ -106,6 +107,7 @@ class Call:
     def attend(self, query, block_size, topk, with_blocks):
         """Attend by MoBA from all queries; see `moba_attention_forward`."""
         if self.pages is not None:
+            self.pages.check_block_size(block_size)
             out, lse, selected = self.pages.attend(
                 query, topk, self.scaling, with_blocks
             )

@@ -61,7 +61,8 @@ def moba_mask(
         if others.get("use_vmap"):
             raise ValueError("MoBA reads the past only, and takes no mask functions")
         if torch.compiler.is_compiling():
-            forbid_future(mask_function, batch_size, first, count)
+            device = device_of(first, attention_mask, **others)
+            forbid_future(mask_function, batch_size, first, count, device)
         else:
             check_causal(mask_function, local_size is not None)
     if isinstance(first, int):
@@ -69,8 +70,7 @@ def moba_mask(
             check_length(attention_mask, last)
         if last == kv_offset + kv_length and has_no_padding(attention_mask, kv_offset):
             return None
-    place = first if isinstance(first, torch.Tensor) else attention_mask
-    device = others.get("device") if place is None else place.device
+    device = device_of(first, attention_mask, **others)
     slot = torch.arange(kv_length, device=device) + kv_offset
     real = written = (slot < last).expand(batch_size, -1)
     if attention_mask is not None:
@@ -97,6 +97,14 @@ def queries_of(end, q_length=None, q_offset=0, cache_position=None, **_):
         return first, count
     # After a prefill in chunks they count one too many.
     return min(int(first), end - count), count
+
+
+def device_of(first, attention_mask, cache_position=None, device=None, **_):
+    """Return the device of the mask; versions differ in what they tell of it."""
+    for x in (attention_mask, first, cache_position):
+        if isinstance(x, torch.Tensor):
+            return x.device
+    return device
 
 
 def has_no_padding(attention_mask, kv_offset):
@@ -139,13 +147,13 @@ def check_causal(mask_function, window=False):
         )
 
 
-def forbid_future(mask_function, batch_size, first, count):
+def forbid_future(mask_function, batch_size, first, count, device):
     """Let a compiled model fail where a query would read the token after its own.
 
     Its trace cannot see what a mask function is made of.
     """
-    row = torch.arange(batch_size)[:, None]
-    query = first + torch.arange(count - 1)[None]
+    row = torch.arange(batch_size, device=device)[:, None]
+    query = first + torch.arange(count - 1, device=device)[None]
     reads_next = mask_function(row, row * 0, query, query + 1)
     torch._assert_async(
         ~reads_next.any(),

@@ -194,8 +194,8 @@ def sequence_of_tokens(batch, n_keys, roles, position_ids, cu_seq_lens_q):
     else:
         real = (roles[:, 0, 0] & REAL).bool()
         token = torch.arange(batch[1], device=real.device)
-        last_real = token.where(real, 0).cummax(1).values
-        before = positions.gather(1, last_real)[:, :-1]
+        last_real = token.where(real, -1).cummax(1).values
+        before = positions.gather(1, last_real.clamp(min=0))[:, :-1]
         begins = real[:, 1:] & (last_real[:, :-1] >= 0) & (positions[:, 1:] <= before)
     return pad(begins.cumsum(1), (1, 0))
 

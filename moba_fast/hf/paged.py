@@ -102,6 +102,14 @@ class PagedLayer(CacheLayerMixin):
         keys.moba_pages = self
         return keys, value_states
 
+    def check_block_size(self, block_size):
+        """Raise ValueError unless the pages are blocks of the model's settings."""
+        if block_size != self.block_size:
+            raise ValueError(
+                f"this MobaCache has blocks of {self.block_size} tokens, but the "
+                f"model's settings say {block_size} now; make a new cache"
+            )
+
     def append(self, roles):
         """Put the waiting keys into the pages, but for padding.
 
