@@ -14,7 +14,7 @@ from moba_lab.experiments.task_runs import (
     is_base,
     paired_shares,
 )
-from moba_lab.tasks.needle import DEPTHS, DIGITS
+from moba_lab.tasks.needle import DEPTHS, DIGITS, SHORTEST
 from moba_lab.tasks.routing import OUTCOMES, outcome, read_needle
 from moba_lab.tasks.ruler import SHORT
 from moba_lab.tasks.scoring import exact_matches, greedy, string_recall
@@ -32,7 +32,7 @@ PLANS = {
         layers=2,
         block_size=16,
         topk=3,
-        first=(64, 32, 300),
+        first=(96, 24, 500),
         second=(256, 8, 100),
         seeds=1,
         lr=6e-3,
@@ -65,7 +65,7 @@ def runs(size):
     ruler = replace(needle, first=RULER_FIRST[size])
     for seed in range(needle.seeds):
         for task, plan, data, kinds in (
-            ("needle", needle, NeedleBatches(DIGITS), KINDS),
+            ("needle", needle, NeedleBatches(DIGITS, shortest=SHORTEST), KINDS),
             ("ruler", ruler, RulerBatches(), KINDS[:2]),
         ):
             labels = {"task": task}

@@ -16,7 +16,7 @@ from moba_lab.experiments.task_runs import (
 from moba_lab.model import Config
 from moba_lab.router import measured_snr, predicted_recall, simulate_recall, snr
 from moba_lab.settings import Settings
-from moba_lab.tasks.needle import DIGITS
+from moba_lab.tasks.needle import DIGITS, SHORTEST
 from moba_lab.tasks.routing import outcome, read_needle
 from moba_lab.viz.router import router_recall
 
@@ -53,7 +53,7 @@ NEEDLE = {
         layers=2,
         block_size=16,
         topk=3,
-        first=(64, 32, 200),
+        first=(96, 24, 500),
         second=(256, 8, 60),
         seeds=1,
         lr=6e-3,
@@ -81,7 +81,7 @@ def runs(size):
     # The gate needs no weights, so the smallest model stands for it.
     tiny = Config(width=8, heads=1, kv_heads=1, head_dim=8, hidden=8, attention=())
     made = [Run(f"gate-{size}", Settings(tiny, ()), labels={"what": "gate"})]
-    data, kinds = NeedleBatches(DIGITS), [("moba", 1.0)]
+    data, kinds = NeedleBatches(DIGITS, shortest=SHORTEST), [("moba", 1.0)]
     for seed in range(text.seeds):
         for width in WIDTHS:
             labels, changed = {"what": "text", "key_conv": width}, {"key_conv": width}

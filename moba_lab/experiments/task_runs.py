@@ -9,7 +9,7 @@ from moba_lab.experiments.statistics import Interval, paired_difference
 from moba_lab.model import Config
 from moba_lab.settings import Settings, Stage
 from moba_lab.tasks.definitions import Definitions
-from moba_lab.tasks.example import Mixture, TaskSampler
+from moba_lab.tasks.example import AnyLength, Mixture, TaskSampler
 from moba_lab.tasks.haystack import Haystack
 from moba_lab.tasks.needle import Needle
 from moba_lab.tasks.recall import Recall
@@ -108,7 +108,7 @@ class TaskPlan:
             (Stage(self.kinds(kind), *sizes),),
             seed,
             lr=share * self.lr,
-            warmup=max(1, sizes[2] // 4),
+            warmup=max(1, sizes[2] // 8),
             log_every=self.log_every,
         )
         return Run(f"{name}-{seed}", settings, data, labels, priority=min(seed, 1))
@@ -147,14 +147,20 @@ class Batches:
 
 @dataclass(frozen=True)
 class NeedleBatches(Batches):
-    """Pass keys; depth None means anywhere."""
+    """Pass keys; depth None means anywhere.
+
+    shortest: texts have any length from here to the context, so that heads learn on
+        the short ones what to look for in the long ones; None: all fill the context.
+    """
 
     digits: int
     depth: float | None = None
+    shortest: int | None = None
 
     def task(self, haystack):
         """Return the task."""
-        return Needle(haystack, self.digits, self.depth)
+        task = Needle(haystack, self.digits, self.depth)
+        return AnyLength(task, self.shortest) if self.shortest else task
 
 
 @dataclass(frozen=True)

@@ -117,6 +117,17 @@ class Mixture:
         return self.tasks[rng.integers(len(self.tasks))](rng, length)
 
 
+class AnyLength:
+    """Examples of one task of any length from `shortest` on, each equally likely."""
+
+    def __init__(self, task, shortest):
+        self.task, self.shortest = task, shortest
+
+    def __call__(self, rng, length):
+        """Make an example of at most that length."""
+        return self.task(rng, int(rng.integers(self.shortest, length + 1)))
+
+
 def fit(build, length, measure=len):
     """Build the largest example that is not too long.
 
