@@ -32,8 +32,8 @@ PLANS = {
         layers=2,
         block_size=16,
         topk=3,
-        first=(96, 24, 500),
-        second=(256, 8, 100),
+        first=(64, 32, 400),
+        second=(256, 8, 200),
         seeds=1,
         lr=6e-3,
         head_dim=16,
@@ -55,6 +55,8 @@ PLANS = {
 }
 
 
+# What the first runs read.
+FIRST = {"needle": NeedleBatches(DIGITS), "ruler": RulerBatches()}
 # The first runs on RULER's tasks, whose shortest texts are longer than those of keys.
 RULER_FIRST = {"small": (128, 16, 100), "full": (512, 32, 2000)}
 
@@ -69,7 +71,7 @@ def runs(size):
             ("ruler", ruler, RulerBatches(), KINDS[:2]),
         ):
             labels = {"task": task}
-            base = plan.base(f"{task}-base", seed, data, labels)
+            base = plan.base(f"{task}-base", seed, FIRST[task], labels)
             made.append(base)
             for kind in kinds:
                 name = f"{task}-{kind}"

@@ -53,7 +53,7 @@ NEEDLE = {
         layers=2,
         block_size=16,
         topk=3,
-        first=(96, 24, 500),
+        first=(64, 32, 400),
         second=(256, 8, 60),
         seeds=1,
         lr=6e-3,
@@ -87,7 +87,9 @@ def runs(size):
             labels, changed = {"what": "text", "key_conv": width}, {"key_conv": width}
             made.append(text.run(f"text-{width}", kinds, seed, labels, **changed))
             labels = {"what": "needle", "key_conv": width}
-            base = needle.base(f"base-{width}", seed, data, labels, **changed)
+            base = needle.base(
+                f"base-{width}", seed, NeedleBatches(DIGITS), labels, **changed
+            )
             name = f"needle-{width}"
             made.append(base)
             made.append(needle.run(name, "moba", seed, data, labels, base, **changed))
