@@ -30,13 +30,13 @@ PLANS = {
     "small": TaskPlan(
         width=64,
         layers=2,
-        block_size=16,
-        topk=3,
-        first=(64, 32, 400),
-        second=(256, 8, 200),
+        block_size=8,
+        topk=5,
+        first=((64, 32, 400), (256, 12, 120)),
+        second=(256, 12, 100),
         seeds=1,
-        lr=6e-3,
-        head_dim=16,
+        lr=1e-2,
+        tuning=0.05,
         rope_dims=4,
     ),
     "full": TaskPlan(
@@ -44,7 +44,7 @@ PLANS = {
         layers=6,
         block_size=64,
         topk=3,
-        first=(256, 64, 2000),
+        first=((64, 256, 1000), (1024, 32, 1000)),
         second=(1024, 32, 2000),
         seeds=3,
         lr=2e-3,
@@ -55,10 +55,8 @@ PLANS = {
 }
 
 
-# What the first runs read.
-FIRST = {"needle": NeedleBatches(DIGITS), "ruler": RulerBatches()}
 # The first runs on RULER's tasks, whose shortest texts are longer than those of keys.
-RULER_FIRST = {"small": (128, 16, 100), "full": (512, 32, 2000)}
+RULER_FIRST = {"small": ((128, 16, 100),), "full": ((512, 32, 2000),)}
 
 
 def runs(size):
@@ -71,7 +69,7 @@ def runs(size):
             ("ruler", ruler, RulerBatches(), KINDS[:2]),
         ):
             labels = {"task": task}
-            base = plan.base(f"{task}-base", seed, FIRST[task], labels)
+            base = plan.base(f"{task}-base", seed, data, labels)
             made.append(base)
             for kind in kinds:
                 name = f"{task}-{kind}"

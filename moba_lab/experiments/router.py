@@ -51,13 +51,13 @@ NEEDLE = {
     "small": TaskPlan(
         width=64,
         layers=2,
-        block_size=16,
-        topk=3,
-        first=(64, 32, 400),
-        second=(256, 8, 60),
+        block_size=8,
+        topk=5,
+        first=((64, 32, 400), (256, 12, 120)),
+        second=(256, 12, 60),
         seeds=1,
-        lr=6e-3,
-        head_dim=16,
+        lr=1e-2,
+        tuning=0.05,
         rope_dims=4,
     ),
     "full": TaskPlan(
@@ -65,7 +65,7 @@ NEEDLE = {
         layers=4,
         block_size=64,
         topk=3,
-        first=(256, 64, 2000),
+        first=((64, 256, 1000), (1024, 32, 1000)),
         second=(1024, 32, 1000),
         seeds=3,
         lr=2e-3,
@@ -87,9 +87,7 @@ def runs(size):
             labels, changed = {"what": "text", "key_conv": width}, {"key_conv": width}
             made.append(text.run(f"text-{width}", kinds, seed, labels, **changed))
             labels = {"what": "needle", "key_conv": width}
-            base = needle.base(
-                f"base-{width}", seed, NeedleBatches(DIGITS), labels, **changed
-            )
+            base = needle.base(f"base-{width}", seed, data, labels, **changed)
             name = f"needle-{width}"
             made.append(base)
             made.append(needle.run(name, "moba", seed, data, labels, base, **changed))

@@ -25,10 +25,10 @@ BASE = "base"
 class TaskPlan:
     """What the runs of an experiment have in common in one size.
 
-    first: (context, batch, steps) of a run with full attention on short texts, in which
-        heads learn within a few hundred steps to look things up; the other runs of its
-        seed start from it. None where they start from nothing.
-    second: the same of the other runs, each with its own attention.
+    first: (context, batch, steps) of each stage of a run with full attention, on short
+        texts at first, in which heads learn within a few hundred steps to look things
+        up; the other runs of its seed start from it. Empty: they start from nothing.
+    second: the same of the one stage of the other runs, each with its own attention.
     lr: of the first, and of all if there is none.
     tuning: learning rate of those that start from the first, as a share.
     full_layers: last layers with full attention in hybrid runs.
@@ -38,7 +38,7 @@ class TaskPlan:
     layers: int
     block_size: int
     topk: int
-    first: tuple[int, int, int] | None
+    first: tuple[tuple[int, int, int], ...]
     second: tuple[int, int, int]
     seeds: int
     lr: float
@@ -99,16 +99,19 @@ class TaskPlan:
         """
         labels = labels | {"attention": kind}
         share = self.tuning if base else 1.0
-        made = self._run(name, kind, seed, data, labels, self.second, share, **changed)
+        made = self._run(
+            name, kind, seed, data, labels, (self.second,), share, **changed
+        )
         return replace(made, start=base.name) if base else made
 
     def _run(self, name, kind, seed, data, labels, sizes, share, **changed):
+        steps = sum(size[2] for size in sizes)
         settings = Settings(
             self.config(kind, **changed),
-            (Stage(self.kinds(kind), *sizes),),
+            tuple(Stage(self.kinds(kind), *of) for of in sizes),
             seed,
             lr=share * self.lr,
-            warmup=max(1, sizes[2] // 8),
+            warmup=max(1, steps // 8),
             log_every=self.log_every,
         )
         return Run(f"{name}-{seed}", settings, data, labels, priority=min(seed, 1))
@@ -130,7 +133,7 @@ class Batches:
     def __call__(self, corpus, index, stage, seed):
         """Return the `TaskSampler` of a stage, the same for all runs of a seed."""
         task = self.task(Haystack.of_stream(corpus.train))
-        return TaskSampler(task, stage.batch, stage.context, seed)
+        return TaskSampler(task, stage.batch, stage.context, 1000 * index + seed)
 
     def held_out(self, corpus, length, count):
         """Return examples in the held-out text, the same for every run.
@@ -150,7 +153,7 @@ class NeedleBatches(Batches):
     """Pass keys; depth None means anywhere.
 
     shortest: texts have any length from here to the context, so that heads learn on
-        the short ones what to look for in the long ones; None: all fill the context.
+        short ones what to look for in long ones; None: all fill the context.
     """
 
     digits: int

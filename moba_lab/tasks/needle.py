@@ -7,8 +7,8 @@ DEPTHS = tuple(n / 14 for n in range(15))
 DIGITS = 5
 # A comment, since the haystack is source code; it ends where the key begins.
 PREFIX = b"# The pass key is "
-# Bytes of an example without a haystack.
-SHORTEST = 2 * (len(PREFIX) + DIGITS) + 1
+# In training texts get as short as this: the question and a line or none.
+SHORTEST = 64
 
 
 class Needle:
