@@ -7,7 +7,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from moba_lab.data import Corpus
+from moba_lab.data import Corpus, load_corpus
 from moba_lab.experiments import needle, recall, results, router
 from moba_lab.experiments.task_runs import (
     HELD_OUT_SEED,
@@ -18,9 +18,12 @@ from moba_lab.experiments.task_runs import (
     TaskPlan,
     paired_shares,
 )
-from moba_lab.model import Model, config_json, load_checkpoint
+from moba_lab.model import CHECKPOINT, Model, config_json, load_card, load_checkpoint
 from moba_lab.settings import Stage
 from moba_lab.tasks.export import export
+from moba_lab.tasks.haystack import Haystack
+from moba_lab.tasks.needle import Needle
+from moba_lab.tasks.scoring import exact_matches
 
 PLAN = TaskPlan(
     width=32,
@@ -100,6 +103,8 @@ def test_batches_are_the_same_for_all_runs_of_a_seed(data, length):
         (x.row(length - 1)[0] == y.row(length - 1)[0]).all()
         for x, y in zip(held_out, again, strict=False)
     )
+    [last] = data.held_out(corpus(), length, 1, first=2)
+    assert (last.row(length - 1)[0] == held_out[2].row(length - 1)[0]).all()
     assert HELD_OUT_SEED > 1000
 
 
@@ -143,3 +148,16 @@ def test_an_exported_run_can_be_loaded_and_tells_how_it_was_made(tmp_path):
     assert [of["score"] for of in card["measured"]] == [1.0, 0.5]
     with pytest.raises(ValueError, match="found none"):
         export(csv, "needle-full-0", path)
+
+
+def test_the_shipped_model_finds_keys_and_has_a_card():
+    path = CHECKPOINT.with_name("needle.safetensors")
+    model, card = load_checkpoint(path), load_card(path)
+    assert card["config"] == json.loads(config_json(model.config))
+    assert card["parameters"] == sum(p.numel() for p in model.parameters())
+    assert card["command"].startswith("python -m moba_lab.experiments needle ")
+    haystack = Haystack(list(load_corpus().held_out.values()))
+    asked = [Needle(haystack)(np.random.default_rng(n), 160) for n in range(20)]
+    # A guess is right once in 30,240 times.
+    assert exact_matches(model, asked).mean() > 0.4
+    assert path.stat().st_size < 300_000

@@ -135,16 +135,17 @@ class Batches:
         task = self.task(Haystack.of_stream(corpus.train))
         return TaskSampler(task, stage.batch, stage.context, 1000 * index + seed)
 
-    def held_out(self, corpus, length, count):
+    def held_out(self, corpus, length, count, first=0):
         """Return examples in the held-out text, the same for every run.
 
         Args:
             corpus: `Corpus`.
             length: bytes of each, at most.
             count: how many.
+            first: number of the first of them.
         """
         task = self.task(Haystack(list(corpus.held_out.values())))
-        seeds = ([HELD_OUT_SEED, number] for number in range(count))
+        seeds = ([HELD_OUT_SEED, number] for number in range(first, first + count))
         return [task(np.random.default_rng(seed), length) for seed in seeds]
 
 

@@ -5,8 +5,8 @@ import numpy as np
 from moba_lab.viz.style import LINE, canvas, finish, legend, name_axes, styled
 from moba_lab.viz.training import plain
 
-MARKS = ("o", "^", "s", "D", "v")
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9")
+MARKS = ("o", "^", "s", "D", "v", "P")
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 
 
 def router_recall(gate, heads, claims, source):
@@ -59,7 +59,7 @@ def draw_heads(ax, heads):
     entries = []
     ax.plot([0, 1], [0, 1], color=LINE, lw=1)
     widths = sorted({row["key_conv"] for row in heads})
-    for width, mark, color in zip(widths, MARKS[2:], COLORS[2:], strict=False):
+    for width, mark, color in zip(widths, MARKS[3:], COLORS[3:], strict=False):
         of = [row for row in heads if row["key_conv"] == width]
         x = np.concatenate([np.atleast_1d(row["predicted_heads"]) for row in of])
         y = np.concatenate([np.atleast_1d(row["recall"]) for row in of])
