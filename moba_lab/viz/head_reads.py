@@ -54,7 +54,7 @@ def head_reads(selected, queries, wanted, answer):
         draw(ax, np.array(counts), set(own.ravel().tolist()), wanted, len(queries))
         ax.set_yticks(range(len(names)), names)
         tick_blocks(ax, own.max() + 1)
-        name_axes(ax, y="")
+        name_axes(ax, y="layer and head")
         frame = Rectangle((0, 0), 1, 1, fc="none", ec="black", lw=2)
         extra = [(frame, "holds the needle")]
         legend(fig, (State.SELECTED, State.CURRENT), extra=extra)
