@@ -54,10 +54,11 @@ def test_shares_of_a_call_give_the_same_bits(monkeypatch):
         out = moba_fast.moba_attention(*leaves, block_size=16, topk=3, **options)
         results.append((out, *torch.autograd.grad(out.sum(), leaves)))
     for name, whole, divided in zip(("out", "dq", "dk", "dv"), *results, strict=True):
-        # dk and dv of two shares are added to each other.
-        exact = name in ("out", "dq")
+        # dk and dv of two shares are added to each other. The interpreter multiplies
+        # with NumPy, whose last bits depend on where in a tile a row lies.
+        allowed = 1e-5 if name in ("dk", "dv") else 0 if DEVICE == "cuda" else 1e-6
         difference = (whole - divided).abs().max().item()
-        assert difference <= (0 if exact else 1e-5), name
+        assert difference <= allowed, name
 
 
 def test_a_workspace_that_is_too_small_says_what_is_needed():
