@@ -4,12 +4,33 @@ import os
 from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 if not torch.cuda.is_available():
     # Triton reads it when a kernel is defined, so it stands before any import of them.
     os.environ["TRITON_INTERPRET"] = "1"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def same_products_on_every_machine():
+    """Let Triton's interpreter multiply float32 alike whatever BLAS NumPy runs.
+
+    A BLAS rounds a float32 product by the processor's vector width and by where in a
+    tile a row lies. Sums in float64 leave the one rounding at the end. The operator @,
+    with which the reference multiplies, does not go through this name.
+    """
+    product = np.matmul
+
+    def multiply(a, b, dtype=None, **options):
+        if dtype != np.float32:
+            return product(a, b, dtype=dtype, **options)
+        return product(a, b, dtype=np.float64, **options).astype(np.float32)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(np, "matmul", multiply)
+        yield
 
 
 def pytest_configure(config):
