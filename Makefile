@@ -6,7 +6,7 @@ INSTALLED := .venv/.installed
 
 help:
 	@echo "make notebooks   run every notebook, write pages to build/site/index.html"
-	@echo "make test        run all tests, eight minutes or so"
+	@echo "make test        run all tests, twenty minutes or so"
 	@echo "make test-oldest run the tests of transformers models with its version 5.0.0"
 	@echo "make test-slow   run the long searches too"
 	@echo "make lab         open JupyterLab"
