@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from moba_lab import loop
 from moba_lab.data import load_corpus
 from moba_lab.evaluate import whole_windows, window_losses
-from moba_lab.experiments import results
+from moba_lab.experiments import results, runner
 from moba_lab.experiments.__main__ import UNFINISHED, main
 from moba_lab.experiments.contract import SIZES, Experiment, Run, TextBatches
 from moba_lab.experiments.registry import choose, find
@@ -184,6 +184,29 @@ def test_a_run_that_fails_does_not_stop_the_others(options, capsys):
     assert "no such thing" in capsys.readouterr().err
     trained = options.out / "small" / "tiny" / "bad" / LAST
     assert read_checkpoint(trained.parent)[1]["step"] == 6
+
+
+def test_processes_share_the_runs_and_none_is_made_twice(options, monkeypatch, capsys):
+    """While the first run is made, another process makes what does not wait for it."""
+    made = []
+
+    def wait(seconds):
+        raise TimeoutError("nothing left but what others make")
+
+    def measure(done):
+        made.append(done.run.name)
+        if made == ["a"]:
+            with pytest.raises(TimeoutError, match="nothing left"):
+                run_all([shared], options)
+            assert made == ["a", "c"]
+        return [{"loss": 1.0}]
+
+    monkeypatch.setattr(runner.time, "sleep", wait)
+    shared = experiment(tiny("a"), tiny("b", start="a"), tiny("c"), measure=measure)
+    states = run_all([shared], options)
+    assert [states["tiny", x] for x in "abc"] == [loop.FINISHED] * 2 + ["skipped"]
+    assert made == ["a", "c", "b"]
+    assert "Traceback" not in capsys.readouterr().err
 
 
 def test_time_that_runs_out_saves_and_stops(options):

@@ -2,6 +2,9 @@ r"""Make experiments: `python -m moba_lab.experiments --help`.
 
 Runs whose rows are in the results are skipped and stopped ones go on, so the same
 command again finishes what is missing. Ctrl-C and the end of `--budget` save and stop.
+Given several times at once, with the same OUT, it shares the runs: small models leave
+most of a GPU idle, and CUDA_VISIBLE_DEVICES puts each process on a GPU of its own.
+Seconds and tokens per second mean what they say only where a run had its GPU alone.
 On a GPU, the full sizes, what matters most first, in calls of nine minutes:
 
     python -m moba_lab.experiments scaling trailing hybrid granularity --size full \

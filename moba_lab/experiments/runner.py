@@ -14,6 +14,7 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import safetensors.torch
+from filelock import FileLock, Timeout
 from safetensors.torch import load_file
 
 from moba_fast.machine import describe_machine
@@ -28,6 +29,8 @@ from moba_lab.place import Place, peak_flops
 from moba_lab.trainer import LAST, Trainer, settings_json
 
 MODEL = "model.safetensors"
+# Between two looks at whether another process has made a run.
+POLL_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,16 @@ class Job:
     experiment: object
     run: object
     options: Options
+
+    @property
+    def key(self):
+        """Names of the experiment and of the run."""
+        return self.experiment.name, self.run.name
+
+    @property
+    def start(self):
+        """Names of the experiment and of the run that this one starts from."""
+        return self.experiment.name, self.run.start
 
     @property
     def csv(self):
@@ -141,32 +154,71 @@ def capped(settings, steps):
 def run_all(experiments, options):
     """Make the runs that are missing, then draw every experiment's picture.
 
-    A run that fails does not keep the others from being made.
+    A run that fails does not keep the others from being made. Runs that another
+    process makes in the same folder are waited for, and taken over if it dies.
 
     Returns:
         dict from (experiment, run) to what became of it: `loop.FINISHED` and the like,
         "skipped" where its rows were there, or "failed: ..." with the error.
     """
-    states, jobs = {}, jobs_of(experiments, options)
-    for number, job in enumerate(jobs, start=1):
-        key = job.experiment.name, job.run.name
-        if job.finished:
-            states[key] = "skipped"
-            continue
-        if time.monotonic() > options.deadline:
-            states[key] = loop.OUT_OF_TIME
-            continue
-        label = f"{number}/{len(jobs)} {' '.join(key)}"
-        try:
-            states[key] = run_one(job, label)
-        except Exception as error:
-            traceback.print_exc()
-            states[key] = f"failed: {error}"
-        if states[key] == loop.INTERRUPTED:
+    jobs, states, waited = jobs_of(experiments, options), {}, False
+    while loop.INTERRUPTED not in states.values():
+        left = [job for job in jobs if job.key not in states]
+        if not left:
             break
+        if waited:
+            time.sleep(POLL_SECONDS)
+        waited = True
+        for job in left:
+            state = attempt(job, f"{jobs.index(job) + 1}/{len(jobs)}", left, states)
+            if state is not None:
+                states[job.key], waited = state, False
+            if state == loop.INTERRUPTED:
+                break
     for experiment in experiments:
         draw(experiment, options)
     return states
+
+
+def attempt(job, number, left, states):
+    """Make a run, unless it has to wait for another process.
+
+    Args:
+        job: `Job`.
+        number: words before the progress bar.
+        left: list of the `Job` that were open when the round began.
+        states: what became of the others.
+
+    Returns:
+        what became of it; None: another process makes it, or what it starts from.
+    """
+    if job.finished:
+        return "skipped"
+    if time.monotonic() > job.options.deadline:
+        return loop.OUT_OF_TIME
+    if any(other.key == job.start and other.key not in states for other in left):
+        return None
+    try:
+        with lock_of(job.folder(), timeout=0):
+            if job.finished:
+                return "skipped"
+            return run_one(job, f"{number} {' '.join(job.key)}")
+    except Timeout:
+        return None
+    except Exception as error:
+        traceback.print_exc()
+        return f"failed: {error}"
+
+
+def lock_of(path, timeout=-1):
+    """Return the lock on a run's folder or on a file of rows, to be entered.
+
+    Args:
+        path: what is locked.
+        timeout: seconds until `Timeout` is raised; negative: never.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return FileLock(path.with_name(f"{path.name}.lock"), timeout=timeout)
 
 
 def run_here(experiment, runs):
@@ -205,7 +257,8 @@ def run_one(job, label=""):
     weights = {name: x.cpu() for name, x in model.state_dict().items()}
     data = safetensors.torch.save(weights, {"config": config_json(model.config)})
     write_atomically(folder / MODEL, data)
-    results.add(job.csv, [common | row | machine for row in rows])
+    with lock_of(job.csv):
+        results.add(job.csv, [common | row | machine for row in rows])
     (folder / LAST).unlink()
     return state
 
@@ -297,4 +350,5 @@ def draw(experiment, options):
     path = csv_of(experiment, options)
     rows = results.read(path)
     if rows:
-        experiment.figure(rows).savefig(path.with_suffix(".png"))
+        with lock_of(path):
+            experiment.figure(rows).savefig(path.with_suffix(".png"))
