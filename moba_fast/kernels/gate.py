@@ -4,6 +4,11 @@ A program holds the queries of a few rows, streams over the means of all blocks 
 of them may read, and keeps the best of every row. A score becomes an integer key that
 also names its column, so that a row's maximum says which block it is, and keys below it
 need no mark of what was taken.
+
+Example: with 2 levels per score, a score of 1.5 is level 3. In column 5 of a tile of 64
+its key is 3 * 128 + (63 - 5) = 442; back again, 442 >> 7 is the level, and
+63 - (442 & 127) the column. In column 9 the same score has key 438, so that ties go to
+the lower block.
 """
 
 from dataclasses import dataclass
@@ -164,7 +169,7 @@ def choose_best(
     n_rows,
     heads_k,
     n_blocks,
-    padded,
+    padded_blocks,
     ratio,
     topk,
     first_slot,
@@ -210,11 +215,13 @@ def choose_best(
     all_from = tl.max(tl.where(readable, first, 0), 0)
     all_to = tl.min(tl.where(readable, current, LAST), 0)
     column = tl.arange(0, COLUMNS)
-    address = means + (kv_head.to(tl.int64) * padded + column[:, None]) * WIDTH + dim
+    address = (
+        means + (kv_head.to(tl.int64) * padded_blocks + column[:, None]) * WIDTH + dim
+    )
     for start in range(tl.min(first, 0) // COLUMNS * COLUMNS, last, COLUMNS):
         score = tl.zeros((ROWS, COLUMNS), tl.float32)
         for part in tl.static_range(PARTS - 1, -1, -1):
-            offset = (part * heads_k * padded.to(tl.int64) + start) * WIDTH
+            offset = (part * heads_k * padded_blocks.to(tl.int64) + start) * WIDTH
             mean = tl.load(address + offset)
             score = tl.dot(q_tile, tl.trans(mean), score, input_precision="ieee")
         integer = (score * levels[:, None] + MAGIC).to(tl.int32, bitcast=True)
