@@ -15,7 +15,6 @@ from safetensors.torch import load_file
 
 from moba_lab import loop
 from moba_lab.data import load_corpus
-from moba_lab.evaluate import whole_windows, window_losses
 from moba_lab.experiments import results, runner
 from moba_lab.experiments.__main__ import UNFINISHED, main
 from moba_lab.experiments.contract import SIZES, Experiment, Run, TextBatches
@@ -31,6 +30,7 @@ from moba_lab.model import Config, Model
 from moba_lab.settings import Settings, Stage
 from moba_lab.trainer import LAST, read_checkpoint
 from moba_lab.viz.style import canvas
+from moba_lab.window_loss import whole_windows, window_losses
 
 NAMES = sorted(find())
 COLUMNS = {

@@ -4,13 +4,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from moba_lab.evaluate import file_means, whole_windows, window_losses
 from moba_lab.experiments.contract import Run, TextBatches
 from moba_lab.experiments.statistics import paired_difference
 from moba_lab.flops import matrix_parameters
 from moba_lab.model import Config
 from moba_lab.settings import Settings, Stage
 from moba_lab.trainer import PARTS
+from moba_lab.window_loss import file_means, whole_windows, window_losses
 
 HEAD = 64
 # Points of a curve of loss against position.
