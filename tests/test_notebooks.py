@@ -339,6 +339,7 @@ def three_runs(tmp_path_factory):
         code("speak", source),
         code("blank", ""),
         code("where", "import os\nprint(os.getcwd())"),
+        code("order", "print(1)\nprint(2)\ndisplay(3)\nprint(4)"),
     )
     before = (folder / "00_fails.ipynb").read_bytes()
     site = folder.parent / "site"
@@ -385,9 +386,10 @@ def test_stored_outputs_are_clean_and_stable(three_runs, outcome):
     folder, _, _, arguments = three_runs
     path = folder / "02_runs.ipynb"
     first = path.read_bytes()
-    speak, blank, where = (stored(path).notebook.cells)[2:]
-    counts = [c.execution_count for c in (speak, blank, where)]
-    assert counts == [1, None, 2]
+    speak, blank, where, order = (stored(path).notebook.cells)[2:]
+    counts = [c.execution_count for c in (speak, blank, where, order)]
+    assert counts == [1, None, 2, 3]
+    assert [output_text(output) for output in order.outputs] == ["1\n2\n", "\n3", "4\n"]
     said = [output_text(output) for output in speak.outputs]
     assert [line.strip() for line in said] == ["<object object>", "<object>"]
     assert where.outputs[0].text == "notebooks\n"

@@ -65,13 +65,33 @@ def clean(notebook, root):
         if cell.cell_type != "code":
             continue
         cell.execution_count = next(numbers) if runs(cell) else None
-        cell.outputs = [out for out in cell.outputs if out.get("name") != "stderr"]
+        kept = (out for out in cell.outputs if out.get("name") != "stderr")
+        cell.outputs = join_texts(kept)
         for output in cell.outputs:
             _clean_output(output, cell, Path(root))
     own = {"moba": {"source_sha256": source_hash(notebook)}}
     notebook.metadata = NotebookNode(METADATA | own)
     notebook.nbformat, notebook.nbformat_minor = 4, 5
     return notebook
+
+
+def join_texts(outputs):
+    """Put printed texts that follow each other together; pictures keep their places.
+
+    A kernel sends what is printed in pieces whose ends depend on its speed.
+
+    >>> a, b = (NotebookNode(output_type="stream", text=text) for text in "ab")
+    >>> [out.text for out in join_texts([a, b])]
+    ['ab']
+    """
+    joined = []
+    for output in outputs:
+        before = joined[-1].output_type if joined else None
+        if output.output_type == before == "stream":
+            joined[-1].text += output.text
+        else:
+            joined.append(output)
+    return joined
 
 
 def _clean_output(output, cell, root):

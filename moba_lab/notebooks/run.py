@@ -76,7 +76,6 @@ def execute(path, *, timeout=600, startup="", on_cell=None):
         record_timing=False,
         # The state of widgets belongs to the kernel and ends with it.
         store_widget_state=False,
-        coalesce_streams=True,
         # The kernel would warn that its loopback connection is not encrypted.
         extra_arguments=["--IPKernelApp.log_level=40"],
         resources={"metadata": {"path": str(path.parent)}},
