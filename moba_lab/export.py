@@ -129,8 +129,8 @@ def byte_tokenizer(context):
     """Make the library's tokenizer for our vocabulary: a token is a byte.
 
     Byte 0, which no text file holds, opens every text and ends what is generated, as it
-    stands between the files in training. It is the token "\\x00", so that a text that
-    does hold it is read as our model would read it.
+    stands between the files in training. As a token it is that byte itself, so a text
+    that does hold it is read as our model would read it.
 
     Args:
         context: tokens that the model was trained on.
