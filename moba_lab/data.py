@@ -113,6 +113,16 @@ def load_corpus(root=None):
     return corpus_of_texts(Path(root), _read_folder(Path(root)))
 
 
+def folder_texts(root):
+    """Read the text files below a folder.
+
+    Returns:
+        path relative to it -> bytes, in the order of the paths; what is empty or not
+        UTF-8, or holds `BOS`, is left out.
+    """
+    return _only_text(_read_folder(Path(root)))
+
+
 def corpus_of_texts(root, texts):
     """Make a corpus of texts, with every 16th held out.
 
@@ -126,7 +136,7 @@ def corpus_of_texts(root, texts):
     Raises:
         ValueError: there is no training text or no held-out text.
     """
-    texts = {name: texts[name] for name in sorted(texts) if _is_text(texts[name])}
+    texts = _only_text(texts)
     return _corpus(root, texts, set(list(texts)[::16]))
 
 
@@ -355,6 +365,10 @@ def _read_folder(root):
 
 def _held_out_packages(texts):
     return {path for path in texts if path.split("/")[0] in HELD_OUT}
+
+
+def _only_text(texts):
+    return {name: texts[name] for name in sorted(texts) if _is_text(texts[name])}
 
 
 def _is_text(data):

@@ -77,21 +77,22 @@ def cell(value):
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
-def add(path, rows):
+def add(path, rows, first=FIRST):
     """Put the rows of one run into a file, in place of those it had of that run.
 
     Args:
         path: of the CSV file, there or not.
         rows: list of dicts with a column "run", all of the same run.
+        first: the first columns.
     """
     run = rows[0]["run"]
     kept = [row for row in read(path) if row["run"] != run]
-    write(path, [*kept, *rows])
+    write(path, [*kept, *rows], first)
 
 
-def write(path, rows):
+def write(path, rows, first=FIRST):
     """Write rows as CSV, all of them or none."""
-    columns = dict.fromkeys([*FIRST, *(name for row in rows for name in row)])
+    columns = dict.fromkeys([*first, *(name for row in rows for name in row)])
     out = io.StringIO()
     file = csv.DictWriter(out, columns, lineterminator="\n", restval="")
     file.writeheader()

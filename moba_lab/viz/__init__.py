@@ -7,6 +7,7 @@ blocks to the right; the colours of the four states are in `style.py`.
 
 from moba_lab.viz.blocks import block_ruler
 from moba_lab.viz.errors import error_map
+from moba_lab.viz.evaluations import loss_curves, needle_scores
 from moba_lab.viz.gaps import gap_histogram
 from moba_lab.viz.gate import gate_map
 from moba_lab.viz.granularity import granularity_curves
@@ -63,9 +64,11 @@ __all__ = [
     "line_heatmap",
     "load",
     "load_histogram",
+    "loss_curves",
     "memory_curves",
     "merge_weights",
     "needle_heatmaps",
+    "needle_scores",
     "pipeline_film",
     "pipeline_parts",
     "pipeline_stills",
