@@ -1,4 +1,4 @@
-"""Measure moba_attention against PyTorch's dense attention, in one run.
+"""Measure moba_attention against dense attention, in one run.
 
 python -m moba_fast.bench                      the suite of this machine
 python -m moba_fast.bench --quick              the same with short inputs
@@ -6,7 +6,12 @@ python -m moba_fast.bench --csv PATH           where the numbers go
 python -m moba_fast.bench --suite h200         all workloads: twenty minutes or so
 python -m moba_fast.bench --suite h200 --workload C,D,E --csv PATH --append
                                                some of them, added to what is there
+python -m moba_fast.bench --suite kernels      backend "flash" with every kernel that it
+                                               can run here: aten, flash-attn packages
+python -m moba_fast.bench --backend triton,flash:flash-attn
+                                               these two, taking turns
 
+Dense attention is PyTorch's and that of the flash-attn packages that are installed.
 By estimate workloads A, B, C and lengths take two to five minutes each on an H100, most
 of it for dense attention, and D, E and F together two. --patience bounds the seconds of
 a call with its repetitions.
@@ -78,13 +83,14 @@ def main(arguments=None):
     try:
         points = choose((QUICK if options.quick else SUITES)[suite], options.workload)
         if options.backend:
-            kernel_for(points[0], device, options.backend)
+            for name in options.backend.split(","):
+                kernel_for(points[0], device, name)
             points = [replace(point, backends=()) for point in points]
         if options.append:
             check_columns(options.csv)
     except ValueError as error:
         parser.error(str(error))
-    backends = (options.backend,) if options.backend else BACKENDS[suite]
+    backends = options.backend.split(",") if options.backend else BACKENDS[suite]
     settings = Settings(options.repeats, options.patience, options.workspace_bytes)
     rows = run(points, device, backends, settings, options.csv, options.append)
     print(f"written to {options.csv}")
@@ -104,7 +110,9 @@ def make_parser():
     )
     parser.add_argument("--quick", action="store_true", help="short inputs, a minute")
     parser.add_argument(
-        "--backend", help="as in moba_attention; default: all that the suite compares"
+        "--backend",
+        metavar="NAMES",
+        help="as in moba_attention; default: all that the suite compares",
     )
     parser.add_argument(
         "--device", choices=("cpu", "cuda"), help="default: that of the suite"

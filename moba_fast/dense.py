@@ -1,20 +1,28 @@
-"""Run PyTorch's dense causal attention, the peer that a sparse one has to beat."""
+"""Run dense causal attention, the peer that a sparse one has to beat."""
 
 import warnings
+from functools import partial
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
+from moba_fast import _flash
+from moba_fast.peers import first_line
+from moba_fast.timing import attempt
+from moba_fast.varlen import Pack, attention, attention_backward
+
 KERNELS = {"flash": SDPBackend.FLASH_ATTENTION, "cudnn": SDPBackend.CUDNN_ATTENTION}
 # Slower than these two, and asked only where neither takes the inputs.
 LAST_RESORT = {"efficient": SDPBackend.EFFICIENT_ATTENTION}
+# Dense attention by itself where installed, besides what PyTorch has.
+PACKAGES = ("flash-attn-4", "flash-attn")
 # Tokens of the call that asks whether a kernel takes such inputs.
 TRIAL = 64
 
 
 def dense_candidates(leaves, dout, batch=1):
-    """List PyTorch's dense attentions that take these inputs.
+    """List the dense attentions that take these inputs: PyTorch's and packages'.
 
     Args:
         leaves: q (T, H, D), k and v (T, HK, D).
@@ -23,7 +31,8 @@ def dense_candidates(leaves, dout, batch=1):
 
     Returns:
         candidates: dict from name to a function of no arguments that attends.
-        missing: dict from name to the reason why a kernel does not run.
+        missing: dict from name to the reason why a kernel does not run; a package that
+            is not installed is not named.
 
     Example:
         >>> x = torch.zeros(4, 2, 8)
@@ -37,7 +46,19 @@ def dense_candidates(leaves, dout, batch=1):
     if not candidates and dout.is_cuda:
         candidates, more = try_out(LAST_RESORT, leaves, dout, batch)
         missing |= more
+    short = [x[:TRIAL] for x in leaves], dout[:TRIAL]
+    for name in installed(dout):
+        error = attempt(partial(attend_packed, *short, name))
+        if isinstance(error, Exception):
+            missing[name] = first_line(error)
+        else:
+            candidates[name] = partial(attend_packed, leaves, dout, name, batch)
     return candidates, missing
+
+
+def installed(dout):
+    """List the packages of flash attention that run where a tensor is."""
+    return [name for name in PACKAGES if dout.is_cuda and not _flash.why_not(name)]
 
 
 def try_out(kernels, leaves, dout, batch=1):
@@ -53,7 +74,7 @@ def try_out(kernels, leaves, dout, batch=1):
             except RuntimeError as error:
                 missing[name] = str(error).splitlines()[0]
             else:
-                candidates[name] = later(tensors, dout, kernel, batch)
+                candidates[name] = partial(attend, tensors, dout, kernel, batch)
                 missing.pop(name, None)
                 break
     return candidates, missing
@@ -66,11 +87,6 @@ def one_head_each(leaves):
         return leaves
     k, v = (x.detach().repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
     return q, *(x.requires_grad_(q.requires_grad) for x in (k, v))
-
-
-def later(*arguments):
-    """Bind the arguments of `attend`."""
-    return lambda: attend(*arguments)
 
 
 def attend(leaves, dout, kernel, batch=1):
@@ -88,6 +104,18 @@ def attend(leaves, dout, kernel, batch=1):
         warnings.simplefilter("ignore")
         out = scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
     return with_gradients(out, leaves, dout).transpose(1, 2)
+
+
+def attend_packed(leaves, dout, kernel, batch=1):
+    """Attend as `attend`, with a kernel of backend "flash" over the whole past."""
+    q, k, v = (x.detach() for x in leaves)
+    length = len(q) // batch
+    offsets = torch.arange(0, len(q) + 1, length, dtype=torch.int32, device=q.device)
+    options = Pack(offsets, offsets, length, length), True, q.shape[-1] ** -0.5
+    out, lse = attention(q, k, v, *options, kernel)
+    if leaves[0].requires_grad:
+        attention_backward(dout, q, k, v, out, lse, *options, False, kernel)
+    return out.unflatten(0, (batch, -1))
 
 
 def with_gradients(out, leaves, dout):

@@ -4,6 +4,7 @@ python -m moba_fast.selfcheck                print a table, status 1 where a che
 python -m moba_fast.selfcheck --csv PATH     record it, with hardware and versions
 python -m moba_fast.selfcheck --jobs 8       in as many processes: kernels that have to
                                              be compiled first take most of the time
+python -m moba_fast.selfcheck --kernel aten  only some kernels, separated by commas
 
 The checks are `moba_lab.selfcheck`: they compare with `moba_ref` by the policy of
 `moba_lab.agree`, so that there is one reference and one policy. This package imports

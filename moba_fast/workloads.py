@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+from moba_fast._flash import GPU_KERNELS
 from moba_fast.points import Point
 
 KIBI, MEBI = 2**10, 2**20
@@ -97,6 +98,13 @@ SUITES = {
         Point(512 * KIBI, 16, 16, block_size=4096, topk=8, **ON_GPU),
         Point(MEBI, 32, 8, block_size=4096, topk=12, **ON_GPU),
     ),
+    "kernels": both(
+        *(
+            Point(n * KIBI, 16, 16, **blocks, **ON_GPU)
+            for blocks in (LARGE_BLOCKS, SMALL_BLOCKS)
+            for n in (8, 32, 64)
+        )
+    ),
     "h200": h200(),
 }
 QUICK = {
@@ -104,5 +112,10 @@ QUICK = {
     for name, points in SUITES.items()
 }
 # Backends of a suite. Those that do not run are named in the table, not measured.
-BACKENDS = {"cpu": ("auto",), "flash": ("flash",), "h200": ("triton", "flash")}
-DEVICES = {"cpu": "cpu", "flash": "cuda", "h200": "cuda"}
+BACKENDS = {
+    "cpu": ("auto",),
+    "flash": ("flash",),
+    "kernels": tuple(f"flash:{name}" for name in GPU_KERNELS),
+    "h200": ("triton", "flash"),
+}
+DEVICES = {name: "cpu" if name == "cpu" else "cuda" for name in SUITES}

@@ -127,8 +127,8 @@ def dense_times(row):
 
     Example:
         >>> from moba_lab.recorded import Row
-        >>> dense_times(Row(dense_notes="flash: 0.25 s; cudnn: out of memory"))
-        {'flash': 0.25}
+        >>> dense_times(Row(dense_notes="flash-attn: 0.25 s; cudnn: out of memory"))
+        {'flash-attn': 0.25}
     """
-    found = re.findall(r"(\w+): ([\d.]+) s(?:;|$)", row["dense_notes"] or "")
+    found = re.findall(r"([\w-]+): ([\d.]+) s(?:;|$)", row["dense_notes"] or "")
     return {name: float(seconds) for name, seconds in found}

@@ -72,6 +72,25 @@ def run_checks(checks, jobs):
         yield from pool.map(run_check, checks)
 
 
+def planned(kernels=None):
+    """Return the places in `all_checks` of the checks of some kernels.
+
+    Args:
+        kernels: names separated by commas; None: all that run here.
+
+    Raises:
+        ValueError: if one of them does not run here.
+    """
+    of = [target.kernel for _, (target, *_) in all_checks()]
+    wanted = set(of) if kernels is None else set(kernels.split(","))
+    if unknown := wanted.difference(of):
+        raise ValueError(
+            f"expected some of the kernels that run here, "
+            f"{','.join(dict.fromkeys(of))}, got {', '.join(sorted(unknown))}"
+        )
+    return [place for place, kernel in enumerate(of) if kernel in wanted]
+
+
 def run_check(index):
     """Run one of `all_checks`, named by a number that can go to another process."""
     function, given = all_checks()[index]
@@ -88,11 +107,18 @@ def main(arguments=None):
     parser.add_argument(
         "--jobs", type=positive, default=1, metavar="N", help="processes; default: 1"
     )
+    parser.add_argument(
+        "--kernel", metavar="NAMES", help="those to check, as in flash-attn,aten"
+    )
     options = parser.parse_args(arguments)
-    checks, planned = [], range(len(all_checks()))
+    try:
+        places = planned(options.kernel)
+    except ValueError as error:
+        parser.error(str(error))
+    checks = []
     print(f"{'what':<40}{'kernel':<16}{'dtype':<10}{'error':>9}{'allowed':>9}  ok")
-    running = run_checks(planned, options.jobs)
-    for found in tqdm(running, total=len(planned), unit="check", file=sys.stderr):
+    running = run_checks(places, options.jobs)
+    for found in tqdm(running, total=len(places), unit="check", file=sys.stderr):
         for check in found:
             checks.append(check)
             tqdm.write(line(check), file=sys.stdout)

@@ -106,6 +106,14 @@ def test_every_kind_of_point_of_the_large_suite_runs(bench_tiny, no_child):
         assert float(row["matmul_flops_per_s"]) > 0
 
 
+def test_asked_backends_are_measured_side_by_side(bench_tiny, no_child):
+    points = [replace(TINY, backends=("flash",))]
+    status, rows = bench_tiny(points, "--suite", "cpu", "--backend", "torch,auto")
+    assert status == 0
+    found = [(row["backend"], row["kernel"], row["status"]) for row in rows]
+    assert found == [("torch", "cpu", "ok"), ("auto", "cpu", "ok")]
+
+
 def test_backends_that_do_not_run_are_named(bench_tiny, no_child, monkeypatch, capsys):
     monkeypatch.setitem(bench.BACKENDS, "cpu", ("flash", "torch"))
     status, rows = bench_tiny([TINY, replace(TINY, backends=("flash",))])
@@ -231,7 +239,7 @@ def test_errors_that_mean_too_little_memory():
         (["--threads", "two"], "expected an integer above 0, got 'two'"),
         (["--suite", "gpu"], "invalid choice: 'gpu'"),
         (["--suite", "cpu", "--backend", "warp"], "unknown backend 'warp': choose"),
-        (["--suite", "cpu", "--backend", "flash"], "'flash' "),
+        (["--suite", "cpu", "--backend", "torch,flash"], "'flash' "),
         (
             ["--suite", "cpu", "--workload", "A"],
             "no workload 'A': expected some of none",
@@ -262,6 +270,10 @@ def test_suites_have_the_points_that_are_promised():
         longest = Point(2**20, 32, 8, 128, 4096, 12, "bfloat16", backward)
         assert training in gpu
         assert longest in gpu
+        lengths = [
+            p.S // 1024 for p in bench.SUITES["kernels"] if p.backward is backward
+        ]
+        assert lengths == [8, 32, 64] * 2
 
 
 @pytest.mark.parametrize(

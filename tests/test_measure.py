@@ -12,7 +12,16 @@ from hypothesis import given
 from impls import FAST, cases
 
 import moba_fast
-from moba_fast import ceilings, dense, measure, memory, op, stages, timing
+from moba_fast import (
+    _flash,
+    ceilings,
+    dense,
+    measure,
+    memory,
+    op,
+    stages,
+    timing,
+)
 from moba_fast.backends import kernel_of
 from moba_fast.measure import Case, Settings
 from moba_fast.points import Point, inputs, point_of
@@ -394,6 +403,55 @@ def test_the_dense_peer_is_causal_attention(heads_k):
     assert [x.shape[1] for x in repeated] == [4, 4, 4]
     found = dense.attend(repeated, dout, dense.KERNELS["flash"])
     torch.testing.assert_close(found[0], expected)
+
+
+class Package:
+    """Stands for a package of flash attention, and keeps its gradients."""
+
+    forward = staticmethod(_flash.KERNELS["cpu"].forward)
+
+    def backward(self, *arguments):
+        self.found = _flash.KERNELS["cpu"].backward(*arguments)
+        return self.found
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_an_installed_package_is_a_dense_peer(monkeypatch, batch):
+    monkeypatch.setattr(dense, "installed", lambda _: ["flash-attn"])
+    monkeypatch.setitem(_flash.KERNELS, "flash-attn", package := Package())
+    point = replace(TINY, S=100, batch=batch, backward=True)
+    leaves, dout = inputs(point, "cpu")
+    candidates, missing = dense.dense_candidates(leaves, dout, batch)
+    assert (list(candidates), missing) == (["flash", "flash-attn"], {})
+    expected = candidates["flash"]()
+    torch.testing.assert_close(candidates["flash-attn"](), expected)
+    out = dense.scaled_dot_product_attention(
+        *(x.unflatten(0, (batch, -1)).transpose(1, 2) for x in leaves),
+        is_causal=True,
+        enable_gqa=True,
+    )
+    grads = torch.autograd.grad(out.transpose(1, 2).flatten(0, 1), leaves, dout)
+    torch.testing.assert_close(package.found, grads)
+
+
+def test_a_package_that_fails_says_why(monkeypatch):
+    monkeypatch.setattr(dense, "installed", lambda _: ["flash-attn"])
+    monkeypatch.setitem(_flash.KERNELS, "flash-attn", None)
+    x = torch.zeros(9, 2, 8)
+    candidates, missing = dense.dense_candidates([x] * 3, x)
+    assert list(candidates) == ["flash"]
+    assert "NoneType" in missing["flash-attn"]
+
+
+def test_no_package_attends_on_a_cpu(monkeypatch):
+    monkeypatch.setattr(_flash, "why_not", lambda _: "")
+    assert dense.installed(torch.zeros(1)) == []
+
+
+def test_first_calls_that_may_compile_do_not_count():
+    names = [("ours", "triton"), ("dense", "cudnn"), ("dense", "flash-attn-4")]
+    assert measure.may_compile(names, "cuda") == [names[0], names[2]]
+    assert measure.may_compile(names, "cpu") == []
 
 
 def test_a_kernel_that_does_not_take_the_inputs_says_why():

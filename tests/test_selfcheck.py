@@ -2,6 +2,7 @@
 
 import csv
 import importlib
+from dataclasses import replace
 
 import pytest
 import torch
@@ -139,6 +140,19 @@ def test_the_command_prints_and_records_every_check(few, tmp_path, capsys):
         assert (row["ok"], row["torch"]) == ("True", torch.__version__)
         assert row["cpu"]
         assert row["what"] in printed
+
+
+def test_the_command_checks_the_kernels_that_were_asked_for(few, monkeypatch, capsys):
+    other = replace(PLAIN, kernel="cpu")
+    planned = [*selfcheck.all_checks(), (check_case, (other, SMALL, "float32"))]
+    monkeypatch.setattr(selfcheck, "all_checks", lambda: planned)
+    for kernels, count in (("cpu", 3), ("plain", 6), ("cpu,plain", 9)):
+        assert moba_fast.selfcheck.main(["--kernel", kernels]) == 0
+        assert f"{count} of {count} checks passed" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        moba_fast.selfcheck.main(["--kernel", "cpu,warp"])
+    message = " ".join(capsys.readouterr().err.split())
+    assert "kernels that run here, plain,cpu, got warp" in message
 
 
 def test_the_command_fails_where_a_check_fails(few, monkeypatch, capsys):
