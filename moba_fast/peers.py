@@ -33,7 +33,7 @@ def compare(dense, row):
     """
     done = {n: t for n, t in dense.times.items() if isinstance(t, list)}
     failed = {n: reason(e) for n, e in dense.times.items() if n not in done}
-    notes = [f"{n}: {statistics.median(t):.6f} s" for n, t in done.items()]
+    notes = [f"{n}: {in_note(t)}" for n, t in done.items()]
     notes += [f"{n}: {reason}" for n, reason in (failed | dense.missing).items()]
     found = {"dense_notes": "; ".join(notes)}
     if not done:
@@ -49,6 +49,21 @@ def compare(dense, row):
         found["speedup"] = found["dense_median_s"] / row["total_median_s"]
         found["share_of_work_ratio"] = found["speedup"] / row["work_ratio"]
     return found
+
+
+def in_note(seconds):
+    """Write the median of some times and, of more than one, their quartiles.
+
+    Example:
+        >>> in_note([0.5, 0.25, 0.75]), in_note([0.5])
+        ('0.500000 s (0.375000 to 0.625000)', '0.500000 s')
+    """
+    low, middle, high = (
+        spread("x", seconds)[f"x_{name}_s"]
+        for name in ("quartile1", "median", "quartile3")
+    )
+    note = f"{middle:.6f} s"
+    return f"{note} ({low:.6f} to {high:.6f})" if len(seconds) > 1 else note
 
 
 def reason(error):

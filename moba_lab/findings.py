@@ -127,8 +127,10 @@ def dense_times(row):
 
     Example:
         >>> from moba_lab.recorded import Row
-        >>> dense_times(Row(dense_notes="flash-attn: 0.25 s; cudnn: out of memory"))
-        {'flash-attn': 0.25}
+        >>> notes = "flash-attn: 0.5 s (0.4 to 0.6); flash: 2 s; cudnn: out of memory"
+        >>> dense_times(Row(dense_notes=notes))
+        {'flash-attn': 0.5, 'flash': 2.0}
     """
-    found = re.findall(r"([\w-]+): ([\d.]+) s(?:;|$)", row["dense_notes"] or "")
+    notes = row["dense_notes"] or ""
+    found = re.findall(r"([\w-]+): ([\d.]+) s(?: \([^;]*\))?(?:;|$)", notes)
     return {name: float(seconds) for name, seconds in found}
