@@ -1,8 +1,11 @@
 """The command that measures transformers models: scores, rows that stay, errors."""
 
 import math
+import os
 import re
 import shutil
+import sys
+from dataclasses import replace
 
 import browser
 import numpy as np
@@ -15,10 +18,10 @@ from torch.nn.functional import cross_entropy
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 import moba_fast.hf
-from moba_lab.evaluate import answers, losses, tables, texts
-from moba_lab.evaluate.__main__ import FAILED, INTERRUPTED, WRONG, main
+from moba_lab.evaluate import answers, losses, supervise, tables, texts
 from moba_lab.evaluate.options import read_options
-from moba_lab.evaluate.run import Bench
+from moba_lab.evaluate.run import Bench, work
+from moba_lab.evaluate.statuses import FAILED, INTERRUPTED, WRONG
 from moba_lab.evaluate.subject import load
 from moba_lab.experiments import results
 from moba_lab.notebooks.site import remote_loads
@@ -64,6 +67,11 @@ def command(folder, out, *more):
     return [*options, "--quiet", *SMALL, *FEW, *more]
 
 
+def measure(*arguments):
+    """Measure in this process."""
+    return work(read_options(*arguments))
+
+
 @pytest.fixture(scope="module")
 def subject(folder):
     options = read_options(command(folder, folder, "--lengths", "512"))
@@ -79,7 +87,7 @@ def haystack():
 def measured(folder):
     """Measure all tasks with both kinds of attention, and return where that is."""
     out = folder / "out"
-    assert main(command(folder, out, "--lengths", "480")) == 0
+    assert measure(command(folder, out, "--lengths", "480")) == 0
     return out
 
 
@@ -120,11 +128,11 @@ def test_rows_that_are_there_are_not_measured_again(
     monkeypatch.setattr(
         Bench, "measure", lambda *x: asked.append(x[1].task) or real(*x)
     )
-    assert main(command(folder, measured, "--lengths", "480")) == 0
+    assert measure(command(folder, measured, "--lengths", "480")) == 0
     assert asked == []
     assert (measured / "rows.csv").read_bytes() == before
     more = command(folder, measured, "--lengths", "480", "--tasks", "loss")
-    assert main([*more, "--windows", "3", "--attention", "full"]) == 0
+    assert measure([*more, "--windows", "3", "--attention", "full"]) == 0
     assert asked == ["loss"]
     assert len(results.read(measured / "rows.csv")) == 22
 
@@ -142,7 +150,7 @@ def test_a_point_without_memory_is_recorded_and_the_others_go_on(
     monkeypatch.setattr(losses, "token_losses", token_losses)
     few = command(folder, tmp_path, "--lengths", "64,128,256", "--tasks", "loss")
     few += ["--attention", "full", "--repeats", "0", "--windows", "1"]
-    assert main(few) == FAILED
+    assert measure(few) == FAILED
 
     def statuses():
         rows = results.read(tmp_path / "rows.csv")
@@ -152,9 +160,9 @@ def test_a_point_without_memory_is_recorded_and_the_others_go_on(
     assert statuses() == expected
     assert "Tried to allocate" in (tmp_path / "report.html").read_text()
     monkeypatch.setattr(losses, "token_losses", real)
-    assert main(few) == FAILED
+    assert measure(few) == FAILED
     assert statuses() == expected
-    assert main([*few, "--retry"]) == 0
+    assert measure([*few, "--retry"]) == 0
     assert statuses() == dict.fromkeys(expected, "ok")
 
 
@@ -164,10 +172,53 @@ def test_an_interrupted_command_keeps_its_rows(folder, tmp_path, monkeypatch):
 
     few = command(folder, tmp_path, "--lengths", "64", "--tasks", "loss")
     monkeypatch.setattr(Bench, "loss", interrupt)
-    assert main(few) == INTERRUPTED
+    assert measure(few) == INTERRUPTED
     [*_, last] = results.read(tmp_path / "rows.csv")
     assert last["task"] == "prefill"
     assert (tmp_path / "report.html").exists()
+
+
+def test_a_killed_process_leaves_a_row_and_another_one_goes_on(
+    folder, tmp_path, monkeypatch
+):
+    options = read_options(command(folder, tmp_path, "--lengths", "64"))
+    start, commands = supervise.run, []
+
+    def run(arguments):
+        commands.append(arguments)
+        if len(commands) == 1:
+            supervise.note(options, {"run": "loss 64", "part_losses": [0.5]})
+            kill = "import os; os.kill(os.getpid(), 9)"
+            return start([sys.executable, "-c", kill])
+        return start([sys.executable, "-c", "raise SystemExit(1)"])
+
+    monkeypatch.setattr(supervise, "run", run)
+    assert supervise.supervise(["--model", "m"], options) == FAILED
+    own = ["--worker", str(os.getpid()), "--model", "m"]
+    worker = [sys.executable, "-m", "moba_lab.evaluate", *own]
+    assert commands == [worker, worker]
+    assert read_options(own).supervisor == os.getpid()
+    assert read_options(own).command == "python -m moba_lab.evaluate --model m"
+    [row] = results.read(options.csv)
+    assert (row["run"], row["status"]) == ("loss 64", "out of memory")
+    assert "was killed" in row["message"]
+    assert not options.pending.exists()
+
+
+def test_a_process_whose_supervisor_is_gone_stops(folder, tmp_path):
+    options = read_options(command(folder, tmp_path, "--lengths", "64"))
+    assert work(replace(options, supervisor=os.getppid() + 1)) == INTERRUPTED
+    assert not options.csv.exists()
+
+
+def test_a_process_killed_before_it_measured_is_not_started_again(
+    folder, tmp_path, monkeypatch, capsys
+):
+    options = read_options(command(folder, tmp_path, "--lengths", "64"))
+    options.pending.write_text("of a command before")
+    monkeypatch.setattr(supervise, "run", lambda arguments: -9)
+    assert supervise.supervise([], options) == FAILED
+    assert "before anything was measured" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -188,7 +239,7 @@ def test_an_interrupted_command_keeps_its_rows(folder, tmp_path, monkeypatch):
 def test_errors_say_what_to_do(folder, tmp_path, changes, message, capsys):
     changes = [str(folder / x) if x in ("bare", "nowhere") else x for x in changes]
     try:
-        status = main(command(folder, tmp_path, "--lengths", "64", *changes))
+        status = measure(command(folder, tmp_path, "--lengths", "64", *changes))
     except SystemExit as error:
         status = error.code
     assert status == WRONG
@@ -203,15 +254,17 @@ def test_a_model_whose_attention_cannot_be_switched(
     refuse = classmethod(lambda cls: False)
     monkeypatch.setattr(LlamaForCausalLM, "_can_set_attn_implementation", refuse)
     few = command(folder, tmp_path, "--lengths", "64", "--tasks", "prefill")
-    assert main(few) == WRONG
+    assert measure(few) == WRONG
     assert "--attention full measures it as it is" in capsys.readouterr().err
-    assert main([*few, "--attention", "full"]) == 0
+    assert measure([*few, "--attention", "full"]) == 0
 
 
 def test_a_tokenizer_of_another_model_is_refused(folder, tmp_path, capsys):
     few = command(folder, tmp_path, "--lengths", "64")
     tiny = str(folder / "tiny")
-    assert main([*few, "--model", str(folder / "bare"), "--tokenizer", tiny]) == WRONG
+    assert (
+        measure([*few, "--model", str(folder / "bare"), "--tokenizer", tiny]) == WRONG
+    )
     assert "of at most 61 tokens" in capsys.readouterr().err
 
 
@@ -219,7 +272,7 @@ def test_text_that_is_too_short_fails_alone(folder, tmp_path):
     (tmp_path / "text").mkdir()
     (tmp_path / "text" / "short.txt").write_text("a line\n" * 20)
     few = command(folder, tmp_path, "--lengths", "64,256", "--tasks", "loss")
-    assert main([*few, "--data", str(tmp_path / "text")]) == FAILED
+    assert measure([*few, "--data", str(tmp_path / "text")]) == FAILED
     rows = [r for r in results.read(tmp_path / "rows.csv") if r["task"] == "loss"]
     assert [r["status"] for r in rows] == 2 * ["ok"] + 2 * ["failed"]
     assert "give --data a folder with more text" in rows[-1]["message"]

@@ -8,6 +8,8 @@ from pathlib import Path
 TASKS = ("needle", "ruler", "loss", "prefill")
 ATTENTION = ("moba", "full")
 MODULE = "moba_lab.evaluate"
+# First argument of the process that measures; the next one is who started it.
+WORKER = "--worker"
 SETTINGS = ("block_size", "topk", "full_layers", "decode")
 
 
@@ -17,6 +19,7 @@ class Options:
 
     settings: those of MoBA that were given, see `moba_fast.hf.enable`.
     command: what the rows name.
+    supervisor: the process that started this one, see `supervise`.
     """
 
     model: str
@@ -37,11 +40,17 @@ class Options:
     retry: bool = False
     quiet: bool = False
     command: str = ""
+    supervisor: int | None = None
 
     @property
     def csv(self):
         """File of the rows."""
         return self.out / "rows.csv"
+
+    @property
+    def pending(self):
+        """File of what is being measured, see `supervise`."""
+        return self.out / "pending.json"
 
 
 def one_of(known):
@@ -163,7 +172,10 @@ def read_options(argv):
     >>> read_options(["--model", "m", "--tasks", "loss", "--topk", "3"]).settings
     {'topk': 3}
     """
+    supervisor = None
+    if argv[:1] == [WORKER]:
+        supervisor, argv = int(argv[1]), argv[2:]
     given = vars(make_parser().parse_args(argv))
     settings = {name: given.pop(name) for name in SETTINGS if name in given}
     command = shlex.join(["python", "-m", MODULE, *argv])
-    return Options(**given, settings=settings, command=command)
+    return Options(**given, settings=settings, command=command, supervisor=supervisor)

@@ -6,11 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from moba_lab.evaluate.statuses import OK, OUT_OF_MEMORY
 from moba_lab.experiments import results
 from moba_lab.tasks.ruler import TASKS as RULER
-
-# Statuses; any other one says that it failed.
-OK, OUT_OF_MEMORY = "ok", "out of memory"
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from jinja2 import Environment, StrictUndefined
 
 from moba_lab.card import write_atomically
 from moba_lab.evaluate import tables
-from moba_lab.evaluate.points import OK
+from moba_lab.evaluate.statuses import OK
 from moba_lab.experiments.results import source
 from moba_lab.viz.evaluations import loss_curves, needle_scores
 

@@ -2,6 +2,7 @@
 
 import gc
 import hashlib
+import sys
 import time
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,12 +15,17 @@ from tqdm import tqdm
 
 from moba_fast.machine import describe_machine
 from moba_fast.measure import failure
+from moba_fast.memory import out_of_memory
 from moba_fast.timing import attempt
 from moba_lab.evaluate import answers, losses, texts
-from moba_lab.evaluate.points import OK, digest_of, is_done, plan, run_name, there
+from moba_lab.evaluate.points import digest_of, is_done, plan, run_name, there
 from moba_lab.evaluate.prefill import prefill
-from moba_lab.evaluate.subject import Subject
+from moba_lab.evaluate.report import write_report
+from moba_lab.evaluate.statuses import FAILED, INTERRUPTED, OK, WRONG
+from moba_lab.evaluate.subject import Subject, load
+from moba_lab.evaluate.supervise import is_alone, note
 from moba_lab.experiments import results
+from moba_lab.place import choose_place
 
 FIRST = ("run", "model", "task", "depth", "subtask", "length", "attention", "status")
 
@@ -141,6 +147,38 @@ class Bench:
         return digest_of(point, self.options, self.subject, self.text_name)
 
 
+def work(options):
+    """Measure what a command asks for and what is missing, and write the report.
+
+    Args:
+        options: `Options`.
+
+    Returns:
+        exit status, see `statuses`.
+    """
+    try:
+        place = choose_place(options.device, options.precision)
+        bench = Bench(load(options, place), texts.read_haystack(options.data), options)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return WRONG
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        print(f"error: the model does not fit into memory: {error}", file=sys.stderr)
+        return FAILED
+    try:
+        statuses = run_all(bench)
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on", file=sys.stderr)
+        return INTERRUPTED
+    finally:
+        page = write_report(rows_of(bench), options.out)
+    good = statuses.count(OK)
+    print(f"{good} of {len(statuses)} points are in {options.csv}, see {page}")
+    return 0 if good == len(statuses) else FAILED
+
+
 def run_all(bench):
     """Measure the points whose rows are missing, and keep every row at once.
 
@@ -149,19 +187,31 @@ def run_all(bench):
 
     Returns:
         list of the status of every point.
+
+    Raises:
+        KeyboardInterrupt: also if the process that started this one is gone.
     """
     options, statuses = bench.options, []
     done = there(options)
     for point in tqdm(plan(options), desc="points", disable=options.quiet):
+        if is_alone(options):
+            raise KeyboardInterrupt
         key = run_name(point, bench.subject), bench.digest(point)
         if not is_done(done.get(key), options.retry):
-            found = bench.measure(point)
-            if found["status"] != OK:
-                tqdm.write(f"{point.label}: {found['status']}, {found['message']}")
-            results.add(options.csv, [bench.row(point, found)], FIRST)
-            done[key] = found["status"]
+            done[key] = measure(bench, point)
         statuses.append(done[key])
     return statuses
+
+
+def measure(bench, point):
+    """Measure a point, keep its row, and return its status."""
+    note(bench.options, bench.row(point, {}))
+    found = bench.measure(point)
+    if found["status"] != OK:
+        tqdm.write(f"{point.label}: {found['status']}, {found['message']}")
+    results.add(bench.options.csv, [bench.row(point, found)], FIRST)
+    bench.options.pending.unlink()
+    return found["status"]
 
 
 def rows_of(bench):

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from moba_lab.evaluate.options import SETTINGS
-from moba_lab.evaluate.points import OK
+from moba_lab.evaluate.statuses import OK
 from moba_lab.viz.words import BYTES, SECONDS, length, listed, scaled
 
 KIND = {"moba": "MoBA", "full": "full"}
