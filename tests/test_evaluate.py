@@ -18,7 +18,7 @@ from torch.nn.functional import cross_entropy
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 import moba_fast.hf
-from moba_lab.evaluate import answers, losses, supervise, tables, texts
+from moba_lab.evaluate import answers, losses, run, supervise, tables, texts
 from moba_lab.evaluate.options import read_options
 from moba_lab.evaluate.run import Bench, work
 from moba_lab.evaluate.statuses import FAILED, INTERRUPTED, WRONG
@@ -160,6 +160,7 @@ def test_a_point_without_memory_is_recorded_and_the_others_go_on(
     assert statuses() == expected
     assert "Tried to allocate" in (tmp_path / "report.html").read_text()
     monkeypatch.setattr(losses, "token_losses", real)
+    monkeypatch.setattr(run, "write_report", lambda *x: None)
     assert measure(few) == FAILED
     assert statuses() == expected
     assert measure([*few, "--retry"]) == 0
@@ -184,7 +185,7 @@ def test_a_killed_process_leaves_a_row_and_another_one_goes_on(
     options = read_options(command(folder, tmp_path, "--lengths", "64"))
     start, commands = supervise.run, []
 
-    def run(arguments):
+    def start_worker(arguments):
         commands.append(arguments)
         if len(commands) == 1:
             supervise.note(options, {"run": "loss 64", "part_losses": [0.5]})
@@ -192,7 +193,7 @@ def test_a_killed_process_leaves_a_row_and_another_one_goes_on(
             return start([sys.executable, "-c", kill])
         return start([sys.executable, "-c", "raise SystemExit(1)"])
 
-    monkeypatch.setattr(supervise, "run", run)
+    monkeypatch.setattr(supervise, "run", start_worker)
     assert supervise.supervise(["--model", "m"], options) == FAILED
     own = ["--worker", str(os.getpid()), "--model", "m"]
     worker = [sys.executable, "-m", "moba_lab.evaluate", *own]
@@ -268,7 +269,8 @@ def test_a_tokenizer_of_another_model_is_refused(folder, tmp_path, capsys):
     assert "of at most 61 tokens" in capsys.readouterr().err
 
 
-def test_text_that_is_too_short_fails_alone(folder, tmp_path):
+def test_text_that_is_too_short_fails_alone(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "write_report", lambda *x: None)
     (tmp_path / "text").mkdir()
     (tmp_path / "text" / "short.txt").write_text("a line\n" * 20)
     few = command(folder, tmp_path, "--lengths", "64,256", "--tasks", "loss")
@@ -384,7 +386,13 @@ def test_the_page_is_whole_and_asks_for_nothing(measured):
     page = (measured / "report.html").read_text()
     assert remote_loads(page) == []
     assert page.count("data:image/png;base64,") == 2
-    for text in ("Needle in a haystack", "multi-query", "bits per byte", "times as"):
+    for text in (
+        "Needle in a haystack",
+        "Some answers",
+        "multi-query",
+        "bits per byte",
+        "times as",
+    ):
         assert text in page
     assert "python -m moba_lab.evaluate --model" in page
     assert "MoBA reads 2 blocks of 32 tokens, and in full in layers -1" in page

@@ -88,10 +88,10 @@ def logits_in_parts(model, row):
     """
     vocabulary = model.config.get_text_config(decoder=True).vocab_size
     n, size = row.shape[1], max(1, LOGITS // vocabulary)
-    if n <= size or not takes_few_logits(model):
+    body, kept = model.base_model, []
+    if n <= size or body is model or not takes_few_logits(model):
         yield model(row, use_cache=False).logits[0]
         return
-    body, kept = model.base_model, []
     hook = body.register_forward_hook(lambda *call: kept.append(call[-1]))
     try:
         model(row, use_cache=False, logits_to_keep=1)

@@ -76,6 +76,7 @@ def report(rows, pictures):
         summary=tables.summary(rows),
         parts=parts,
         problems=tables.problems(rows),
+        answers=tables.answers(rows),
         facts=tables.facts(rows),
         commands=list(dict.fromkeys(row["command"] for row in rows)),
         footer=f"Measured {tables.dates(rows)}. The rows are in rows.csv beside this "

@@ -105,6 +105,24 @@ def faster(row, full):
     return f"{full[0]['prefill_median_s'] / row['prefill_median_s']:.2f}"
 
 
+def answers(rows):
+    """Show what was wanted and written in the longest texts, one of each kind.
+
+    Of needles the one that was found least often.
+    """
+    rows = [row for row in rows if row["status"] == OK and row["said"] is not None]
+    shown = {}
+    for row in sorted(rows, key=lambda r: (-r["length"], r["score"])):
+        shown.setdefault((row["task"], row["subtask"], row["attention"]), row)
+    lines = [
+        [row["subtask"] or row["task"], length(row["length"]), KIND[row["attention"]]]
+        + [row["wanted"], row["said"]]
+        for row in shown.values()
+    ]
+    heads = ["task", "tokens", "attention", "wanted", "written"]
+    return Table(heads, sorted(lines, key=lambda line: line[0]), text=True)
+
+
 def problems(rows):
     """List the points without a result, and why."""
     bad = [row for row in rows if row["status"] != OK]
