@@ -297,8 +297,9 @@ def test_losses_are_the_cross_entropy_of_the_logits(name, kind, monkeypatch):
     np.testing.assert_allclose(whole, expected, rtol=1e-5, atol=1e-5)
     monkeypatch.setattr(losses, "LOGITS", 61 * 7)
     calls = []
-    model.base_model.register_forward_hook(lambda *x: calls.append(1))
+    model.base_model.layers[0].register_forward_hook(lambda *x: calls.append(1))
     np.testing.assert_allclose(losses.token_losses(model, ids), whole, atol=1e-5)
+    assert len(calls) == len(ids)
     assert "forward" not in model.base_model.__dict__
 
 

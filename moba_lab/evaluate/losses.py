@@ -88,19 +88,31 @@ def logits_in_parts(model, row):
     """
     vocabulary = model.config.get_text_config(decoder=True).vocab_size
     n, size = row.shape[1], max(1, LOGITS // vocabulary)
-    body, kept = model.base_model, []
-    if n <= size or body is model or not takes_few_logits(model):
+    body = model.get_decoder()
+    kept = hidden_states(model, body, row) if n > size else []
+    if not kept:
         yield model(row, use_cache=False).logits[0]
         return
+    with replaced_forward(body, kept[0]):
+        for first in range(0, n, size):
+            at = torch.arange(first, min(n, first + size), device=row.device)
+            yield model(row, use_cache=False, logits_to_keep=at).logits[0]
+
+
+def hidden_states(model, body, row):
+    """Return a list of what the layers of a model give.
+
+    It is empty for a model that cannot give the logits of some positions only.
+    """
+    kept = []
+    if body is model or not takes_few_logits(model):
+        return kept
     hook = body.register_forward_hook(lambda *call: kept.append(call[-1]))
     try:
         model(row, use_cache=False, logits_to_keep=1)
     finally:
         hook.remove()
-    with replaced_forward(body, kept[0]):
-        for first in range(0, n, size):
-            at = torch.arange(first, min(n, first + size), device=row.device)
-            yield model(row, use_cache=False, logits_to_keep=at).logits[0]
+    return kept
 
 
 def takes_few_logits(model):

@@ -113,11 +113,10 @@ def answers(rows):
     rows = [row for row in rows if row["status"] == OK and row["said"] is not None]
     shown = {}
     for row in sorted(rows, key=lambda r: (-r["length"], r["score"])):
-        shown.setdefault((row["task"], row["subtask"], row["attention"]), row)
+        shown.setdefault((row["subtask"] or row["task"], row["attention"]), row)
     lines = [
-        [row["subtask"] or row["task"], length(row["length"]), KIND[row["attention"]]]
-        + [row["wanted"], row["said"]]
-        for row in shown.values()
+        [task, length(row["length"]), KIND[kind], row["wanted"], row["said"]]
+        for (task, kind), row in shown.items()
     ]
     heads = ["task", "tokens", "attention", "wanted", "written"]
     return Table(heads, sorted(lines, key=lambda line: line[0]), text=True)
