@@ -76,9 +76,7 @@ class Subject:
         spans = self.tokenizer(
             text, add_special_tokens=False, return_offsets_mapping=True, verbose=False
         ).offset_mapping
-        at = byte_offsets(text)
-        ends = np.maximum.accumulate([0, *(at[end] for _, end in spans)])
-        own[:] = np.diff(ends)
+        own[:] = sizes_of(text, spans)
         return ids, sizes
 
     @cached_property
@@ -97,6 +95,26 @@ class Subject:
             digest.update(f"{name} {tuple(tensor.shape)}".encode())
             digest.update(some.numpy().tobytes())
         return digest.hexdigest()[:12]
+
+
+def sizes_of(text, spans):
+    """Share the bytes of a text out among tokens.
+
+    Of tokens that cover the same character, the first one gets all of it; what no
+    token covers goes to the next one.
+
+    Args:
+        text: str.
+        spans: list of (first, end) characters of every token; (0, 0) for none.
+
+    Returns:
+        (n,) int64.
+
+    >>> sizes_of("é b", [(0, 1), (0, 1), (0, 0), (2, 3)]).tolist()
+    [2, 0, 0, 2]
+    """
+    at = byte_offsets(text)
+    return np.diff(np.maximum.accumulate([0, *(at[end] for _, end in spans)]))
 
 
 def byte_offsets(text):
