@@ -13,10 +13,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import moba_fast.hf
 from moba_lab.convert import __main__ as command
-from moba_lab.convert import checks, model, stages, texts
+from moba_lab.convert import checks, coverage, model, stages, texts
+from moba_lab.convert.figure import figure
 from moba_lab.experiments import results
 from moba_lab.export import byte_tokenizer, export
 from moba_lab.model import CHECKPOINT
+from moba_ref.definition import token_mask
 
 SIZES = ["--block-size", "4", "--topk", "2", "--full-layers=-1", "--lr", "0.01"]
 FEW = ["--windows", "2", "--check-every", "2", "--save-every", "2", "--quiet"]
@@ -296,3 +298,44 @@ def test_reading_every_block_leaves_no_gap():
     found = checks.measure(dense, windows, settings | {"topk": 1}, None)
     assert abs(found["gap"]) > 0.1
     assert len(found["parts_moba"]) == 16
+
+
+def test_the_share_that_is_kept_is_that_of_the_definitions_mask():
+    generator = torch.Generator().manual_seed(0)
+    q, k = (torch.randn(30, h, 8, generator=generator) for h in (4, 2))
+    queries, sizes = torch.tensor([3, 17, 29]), {"block_size": 4, "topk": 3}
+    mask = token_mask(q.double().numpy(), k.double().numpy(), **sizes)
+    mask = torch.from_numpy(mask).transpose(0, 1)[:, queries]
+    scores = torch.einsum("qhd,khd->hqk", q[queries], k.repeat_interleave(2, 1))
+    scores = scores * 8**-0.5
+    later = torch.arange(30) > queries[:, None]
+    weights = scores.masked_fill(later, -torch.inf).softmax(-1)
+    found = coverage.kept(q, k, **sizes, queries=queries)
+    torch.testing.assert_close(found, (weights * mask).sum(-1))
+    best = coverage.kept(q, k, **sizes, queries=queries, best=True)
+    pairs = torch.nn.functional.pad(weights, (0, 2)).unflatten(2, (8, 4)).sum(3)
+    expected = pairs[..., 7][:, 2] + pairs[:, 2, :7].topk(2).values.sum(-1)
+    torch.testing.assert_close(best[:, 2], expected)
+    assert (best >= found - 1e-6).all()
+
+
+def test_all_layers_are_asked_in_full_attention():
+    dense, ids = make("qwen3"), torch.arange(3, 51)
+    gate, best = coverage.kept_by_layer(dense, ids, block_size=4, topk=12, last=8)
+    assert gate.shape == best.shape == (4, 4)
+    torch.testing.assert_close(gate, torch.ones(4, 4))
+    assert dense.config._attn_implementation == "sdpa"
+    assert not hasattr(dense.config, "moba")
+
+
+def test_the_figure_says_what_the_rows_hold(whole):
+    rows = results.read(whole / "checks.csv")
+    drawn = figure(rows)
+    moba = [r for r in rows if (r["run"], r["stage"]) == ("moba", 2)]
+    lost = moba[0]["trailing_moba"] - moba[0]["trailing_full"]
+    assert f"The switch costs {lost:.2f} nats" in drawn.alt
+    assert f"to {moba[-1]['trailing_moba']:.3f}" in drawn.alt
+    left = drawn.axes[0].lines
+    assert [list(x.get_xdata()) for x in left] == [[0, 256, 512, 768]] * 4
+    with pytest.raises(ValueError, match="rows of a stage of MoBA"):
+        figure([row for row in rows if row["run"] == "full"])

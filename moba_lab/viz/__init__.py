@@ -6,6 +6,7 @@ blocks to the right; the colours of the four states are in `style.py`.
 """
 
 from moba_lab.viz.blocks import block_ruler
+from moba_lab.viz.conversion import conversion_curves
 from moba_lab.viz.errors import error_map
 from moba_lab.viz.evaluations import loss_curves, needle_scores
 from moba_lab.viz.gaps import gap_histogram
@@ -52,6 +53,7 @@ __all__ = [
     "ascii",
     "block_ruler",
     "block_weights",
+    "conversion_curves",
     "error_map",
     "film",
     "film_stills",

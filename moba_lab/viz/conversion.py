@@ -1,0 +1,99 @@
+"""Picture what a dense model loses when it is switched to MoBA, and wins back."""
+
+import numpy as np
+from matplotlib.lines import Line2D
+
+from moba_lab.viz.style import FONT, LINE, canvas, finish, name_axes, styled
+from moba_lab.viz.training import plain
+
+# Legend, colour, marker, line. A model is named by how it was trained on, then read.
+LOOKS = {
+    "before": ("dense model, in full", LINE, "", ":"),
+    "switched": ("dense model, switched to MoBA", "#D55E00", "v", ":"),
+    "moba": ("trained on with MoBA, by MoBA", "#0072B2", "o", "-"),
+    "moba in full": ("trained on with MoBA, in full", "#56B4E9", "D", "-."),
+    "full": ("trained on in full, in full", "#000000", "s", "--"),
+    "full by moba": ("trained on in full, by MoBA", "#E69F00", "^", "-."),
+}
+OVER_TOKENS = ("moba", "moba in full", "full", "full by moba")
+BY_POSITION = ("before", "switched", "moba", "full")
+
+
+def conversion_curves(trailing, positions, length, source):
+    """Draw losses over the tokens of continued training, and along the context.
+
+    Args:
+        trailing: dict from keys of `OVER_TOKENS` to (tokens, losses) in order: losses
+            of the last sixteenth of held-out texts, nats per token.
+        positions: dict from keys of `BY_POSITION` to the mean losses of equal parts of
+            the context.
+        length: tokens of the context.
+        source: model, hardware and versions.
+
+    Returns:
+        Figure.
+
+    Raises:
+        ValueError: "moba" is missing, of which the title speaks.
+    """
+    if "moba" not in trailing or not {"before", "switched"} <= set(positions):
+        raise ValueError(
+            "expected trailing losses of 'moba' and losses by position 'before' and "
+            f"when 'switched', got {list(trailing)} and {list(positions)}"
+        )
+    with styled():
+        fig = canvas(4.9)
+        left, right = fig.subplots(1, 2)
+        for kind in filter(trailing.get, OVER_TOKENS):
+            left.plot(*trailing[kind], **look(kind))
+        name_axes(left, "tokens trained on", "loss of the last sixteenth, nats")
+        for kind in filter(positions.get, BY_POSITION):
+            losses = positions[kind]
+            at = (np.arange(len(losses)) + 0.5) * length / len(losses)
+            right.plot(at, losses, **look(kind))
+        right.set_xlim(0, length)
+        name_axes(right, "position in the context", "loss, nats per token")
+        for ax in (left, right):
+            plain(ax)
+        handles = dict.fromkeys([*OVER_TOKENS, *BY_POSITION])
+        handles = [k for k in handles if trailing.get(k) or positions.get(k)]
+        draw_legend(fig, handles, source)
+        return finish(fig, *findings(trailing))
+
+
+def look(kind):
+    """Return how the line of a kind looks."""
+    _, color, marker, line = LOOKS[kind]
+    return {"color": color, "marker": marker, "ls": line, "ms": 4, "lw": 1.5}
+
+
+def draw_legend(fig, kinds, source):
+    """Put the kinds and where the numbers are from below the axes."""
+    handles = [Line2D([], [], label=LOOKS[kind][0], **look(kind)) for kind in kinds]
+    fig.legend(
+        handles=handles,
+        loc="outside lower center",
+        ncols=2,
+        frameon=False,
+        title=source,
+        title_fontsize=FONT,
+    )
+
+
+def findings(trailing):
+    """Return title and sentence about the ends of the texts."""
+    tokens, losses = trailing["moba"]
+    before = trailing.get("moba in full", (tokens, losses))[1][0]
+    lost, left = losses[0] - before, losses[-1] - before
+    control = trailing.get("full")
+    title = (
+        f"The switch costs {lost:.2f} nats at the end of a text; after {tokens[-1]:,} "
+        f"tokens {left:+.2f} against the dense model are left"
+    )
+    sentence = (
+        f"by MoBA the loss goes from {losses[0]:.3f} to {losses[-1]:.3f}, from "
+        f"{before:.3f} in full before the switch"
+    )
+    if control:
+        sentence += f"; trained on in full instead it ends at {control[1][-1]:.3f}"
+    return title, sentence + "."
