@@ -6,7 +6,9 @@ import re
 import numpy as np
 import pytest
 import torch
+import transformers
 from hf_models import CONFIGS, make
+from packaging.version import Version
 from safetensors.torch import load_file
 from test_export import write
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -22,6 +24,8 @@ from moba_ref.definition import token_mask
 
 SIZES = ["--block-size", "4", "--topk", "2", "--full-layers=-1", "--lr", "0.01"]
 FEW = ["--windows", "2", "--check-every", "2", "--save-every", "2", "--quiet"]
+# Whether the library reads a model's attention from its file.
+READS_ATTENTION = Version(transformers.__version__) >= Version("5.24")
 STAGES = ["--stage", "full:16:2:3", "moba:64:2:6"]
 
 
@@ -132,7 +136,8 @@ def test_a_signal_saves_and_says_so(run, whole, tmp_path, monkeypatch):
 
 def test_what_is_saved_runs_moba_unasked(whole):
     folder = whole / "moba" / "model"
-    loaded = AutoModelForCausalLM.from_pretrained(folder)
+    asked = {} if READS_ATTENTION else {"attn_implementation": "moba"}
+    loaded = AutoModelForCausalLM.from_pretrained(folder, **asked)
     settings = {"block_size": 4, "topk": 2, "full_layers": [-1], "decode": "full"}
     assert loaded.config._attn_implementation == "moba"
     assert loaded.config.moba == {**settings, "dense": "sdpa"}
@@ -149,7 +154,8 @@ def test_what_is_saved_runs_moba_unasked(whole):
 
 def test_the_checks_are_of_the_saved_model(whole, data):
     [last] = [r for r in results.read(whole / "checks.csv") if r["run"] == "moba"][-1:]
-    loaded = AutoModelForCausalLM.from_pretrained(whole / "moba" / "model")
+    folder = whole / "moba" / "model"
+    loaded = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="moba")
     held = [(data / name).read_bytes() for name in ("00.py", "16.py")]
     windows = texts.held_out_windows(byte_tokenizer(64), held, 64, 2)
     losses = [

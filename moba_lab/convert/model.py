@@ -189,7 +189,9 @@ def save(model, tokenizer, folder):
 
     The attention that it has now is written into its configuration, which the library
     does not do: a folder saved with MoBA is loaded with MoBA once `moba_fast.hf` is
-    imported, and refused without it, instead of being run in full unseen.
+    imported, and refused without it, instead of being run in full unseen. Old versions
+    of the library, 5.0 among them, do not read it; there `attn_implementation="moba"`
+    has to be said.
 
     Args:
         model: of the library, or within PEFT's, whose adapters it loses.
