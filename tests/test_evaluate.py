@@ -270,6 +270,14 @@ def test_a_tokenizer_of_another_model_is_refused(folder, tmp_path, capsys):
     assert "of at most 61 tokens" in capsys.readouterr().err
 
 
+def test_a_tokenizer_without_a_vocabulary_is_refused(folder, tmp_path, capsys):
+    empty = Tokenizer(models.BPE({}, []))
+    PreTrainedTokenizerFast(tokenizer_object=empty).save_pretrained(tmp_path)
+    few = command(folder, tmp_path, "--lengths", "64", "--tokenizer", str(tmp_path))
+    assert measure(few) == WRONG
+    assert "got: one that makes no tokens" in capsys.readouterr().err
+
+
 def test_text_that_is_too_short_fails_alone(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(run, "write_report", lambda *x: None)
     (tmp_path / "text").mkdir()

@@ -17,6 +17,8 @@ from moba_lab.place import PRECISIONS, Place
 
 # Values of every tensor that tell a model's weights from others.
 LOOKED_AT = 64
+# Bytes of a token on average; a tokenizer without a vocabulary makes none at all.
+LONGEST = 100
 
 
 @dataclass(frozen=True)
@@ -146,12 +148,11 @@ def load(options, place):
     config = tried(AutoConfig, name, f"a language model at {name}")
     check_lengths(config.get_text_config(decoder=True), options.lengths)
     where = options.tokenizer or name
-    tokenizer = tried(
-        AutoTokenizer,
-        where,
+    missing = (
         f"a tokenizer at {where}; save the model's own there with save_pretrained, or "
-        f"name another place by --tokenizer",
+        f"name another place by --tokenizer"
     )
+    tokenizer = tried(AutoTokenizer, where, missing)
     wanted = f"a causal language model at {name}"
     kind = PRECISIONS[place.precision]
     model = tried(AutoModelForCausalLM, name, wanted, dtype=kind)
@@ -165,6 +166,8 @@ def load(options, place):
     settings = settings_of(model.config.get_text_config(decoder=True))
     settings = {key: settings[key] for key in SETTINGS} | (options.settings or {})
     subject = Subject(name, model, tokenizer, place, settings)
+    if subject.bytes_per_token > LONGEST:
+        raise ValueError(f"expected {missing}; got: one that makes no tokens")
     check_switch(subject, options.attention)
     return subject
 
