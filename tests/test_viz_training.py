@@ -39,6 +39,7 @@ def figures():
     points, _ = laws()
     one = {key: of[:1] for key, of in points.items()}
     yield viz.scaling_laws(one, {}, AXES, [], SOURCE)
+    yield conversion()
 
 
 def hybrid(switch=90):
@@ -55,6 +56,12 @@ def granularity():
     paper = [(8, 2, 0.34, 0.03, 0.01, 0.05), (32, 8, 0.41, 0.01, -np.inf, np.inf)]
     work = [(8, 2, 0.34, 0.03, 0.01, 0.05), (32, 7, 0.36, 0.02, 0.0, 0.04)]
     return {"paper": paper, "work": work}
+
+
+def conversion():
+    trailing = {"moba": ([0, 100], [1.5, 1.2]), "moba in full": ([0, 100], [1.1, 1.0])}
+    parts = {"before": [1.2, 1.1], "switched": [1.2, 1.5], "moba": [1.1, 1.2]}
+    return viz.conversion_curves(trailing, parts, 64, SOURCE)
 
 
 AXES = {"flops": "FLOPs", "seconds": "seconds of training"}
@@ -81,7 +88,7 @@ def laws():
     return points, fits
 
 
-@pytest.mark.parametrize("number", range(8))
+@pytest.mark.parametrize("number", range(9))
 def test_every_figure_names_its_axes_and_says_what_to_see(number):
     fig = list(figures())[number]
     fig.draw_without_rendering()
@@ -142,3 +149,15 @@ def test_laws_are_drawn_through_the_range_of_their_points():
     np.testing.assert_allclose(fitted.get_ydata(), 3 * fitted.get_xdata() ** -0.05)
     assert fitted.get_xdata()[[0, -1]] == pytest.approx([1e12, 1e16])
     assert "falls as 3 C^-0.0500, exponent from -0.0600 to -0.0400" in fig.what_to_see
+
+
+def test_a_conversion_is_told_against_the_dense_model_before_it():
+    fig = conversion()
+    assert fig.finding == (
+        "The switch costs 0.40 nats at the end of a text; 100 tokens later the loss is "
+        "0.10 above the dense model's"
+    )
+    right = fig.axes[1]
+    assert [list(x.get_xdata()) for x in right.lines] == [[16, 48]] * 3
+    with pytest.raises(ValueError, match="expected trailing losses of 'moba'"):
+        viz.conversion_curves({}, {}, 64, SOURCE)

@@ -86,9 +86,10 @@ def findings(trailing):
     before = trailing.get("moba in full", (tokens, losses))[1][0]
     lost, left = losses[0] - before, losses[-1] - before
     control = trailing.get("full")
+    side = "above" if left > 0 else "below"
     title = (
-        f"The switch costs {lost:.2f} nats at the end of a text; after {tokens[-1]:,} "
-        f"tokens {left:+.2f} against the dense model are left"
+        f"The switch costs {lost:.2f} nats at the end of a text; {tokens[-1]:,} tokens "
+        f"later the loss is {abs(left):.2f} {side} the dense model's"
     )
     sentence = (
         f"by MoBA the loss goes from {losses[0]:.3f} to {losses[-1]:.3f}, from "

@@ -21,7 +21,9 @@ from moba_lab.viz.words import listed
 SHADES = "Blues"
 
 
-def head_reads(selected, queries, wanted, answer):
+def head_reads(
+    selected, queries, wanted, answer, asked="bytes of the answer", sought="needle"
+):
     """Draw how many of some queries read every block, one row for each head.
 
     Args:
@@ -30,6 +32,8 @@ def head_reads(selected, queries, wanted, answer):
         queries: (n,) the queries that write the answer.
         wanted: blocks that hold what is looked for; they are outlined.
         answer: its bytes, for the title.
+        asked: what the queries are.
+        sought: what the wanted blocks hold.
 
     Returns:
         Figure.
@@ -56,9 +60,10 @@ def head_reads(selected, queries, wanted, answer):
         tick_blocks(ax, own.max() + 1)
         name_axes(ax, y="layer and head")
         frame = Rectangle((0, 0), 1, 1, fc="none", ec="black", lw=2)
-        extra = [(frame, "holds the needle")]
+        extra = [(frame, f"holds the {sought}")]
         legend(fig, (State.SELECTED, State.CURRENT), extra=extra)
-        return finish(fig, *findings(counts, names, wanted, len(queries), answer))
+        told = findings(counts, names, wanted, len(queries), answer, asked, sought)
+        return finish(fig, *told)
 
 
 def count(past, last):
@@ -88,7 +93,7 @@ def draw(ax, counts, own, wanted, most):
         ax.add_patch(frame)
 
 
-def findings(counts, names, wanted, queries, answer):
+def findings(counts, names, wanted, queries, answer, asked, sought):
     """Return title and sentence."""
     hits = [max(of[block] for block in wanted) for of in counts]
     found = [name for name, hit in zip(names, hits, strict=True) if hit]
@@ -100,6 +105,6 @@ def findings(counts, names, wanted, queries, answer):
         title = f"{len(found)} of {len(names)} heads read {blocks} for {text!r}"
     best = int(np.argmax(hits))
     return title, (
-        f"the numbers count the {queries} bytes of the answer; {names[best]} reads the "
-        f"needle's block for {hits[best]} of them."
+        f"the numbers count the {queries} {asked}; {names[best]} reads the "
+        f"{sought}'s block for {hits[best]} of them."
     )
