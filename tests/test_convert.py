@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -258,18 +259,30 @@ def test_messages_are_asked_by_the_chat_template():
         (["--model", "tests"], "expected a language model at tests; got"),
         (["--stage", "sparse:16:1:1"], "expected full, moba, tune as attention"),
         (["--stage", "tune:16:1:1"], "name them by --tune"),
-        (["--stage", "moba:9999:1:1"], "tokens together, got"),
+        (["--stage", "full:16:1:1", "moba:999:1:1"], "tokens together, got"),
+        (["--stage", "full:16:1:1", "moba:9999:1:1"], "tokens to train on, got"),
         (["--full-layers=-9"], "full_layers must be from -3 to 2"),
         (["--stage", "moba:64:3:1", "--micro-batch", "2"], "--micro-batch to divide"),
     ],
 )
 def test_errors_say_what_to_do(run, tmp_path, capsys, more, said):
     assert run(tmp_path / "run", *more) == 2
+    assert not (tmp_path / "run" / command.OPTIONS).exists()
     assert said in capsys.readouterr().err
 
 
+def test_positions_that_cannot_be_longer_are_found_first(start, tmp_path, capsys):
+    folder = shutil.copytree(start, tmp_path / "yarn")
+    config = json.loads((folder / "config.json").read_text())
+    config["rope_parameters"] |= {"rope_type": "yarn", "factor": 2.0}
+    (folder / "config.json").write_text(json.dumps(config))
+    words = ["--model", str(folder), "--out", str(tmp_path / "run")]
+    assert command.main([*words, "--stage", "full:16:1:1", "moba:128:1:1"]) == 2
+    assert "stay within the model's 64 tokens" in capsys.readouterr().err
+
+
 def test_another_runs_folder_is_left_alone(run, whole, capsys):
-    assert run(whole, "--control", "--topk", "3") == 2
+    assert run(whole, "--topk", "3") == 2
     assert "got others for settings, topk; name another folder" in (
         capsys.readouterr().err
     )

@@ -1,5 +1,6 @@
 """Switch a dense model to MoBA and train it on: `python -m moba_lab.convert --help`."""
 
+import copy
 import json
 import os
 import sys
@@ -21,7 +22,10 @@ from moba_lab.train import STOPPED, read_corpus
 
 FIRST = ("run", "stage", "trained", "length", "step", "tokens")
 # Options that may differ when a run is gone on with.
-FREE = ("out", "record", "quiet", "threads", "save_every", "command")
+FREE = ("out", "record", "quiet", "threads", "save_every", "control", "command")
+# Options that decide the tokens.
+TEXTS = ("model", "data", "dataset", "dataset_config", "dataset_column")
+OPTIONS = "settings.json"
 
 
 def main(argv=None):
@@ -63,15 +67,23 @@ def prepare(args):
     _, config = models.load_config(start)
     tokenizer = models.load_tokenizer(start)
     stages, settings, rate = plan_of(args, start, config)
-    claim_folder(args, stages, settings, rate)
+    options = options_of(args, stages, settings, rate)
+    check_folder(args.out, options)
     corpus = read_corpus(args)
     tokens = texts.cached_tokens(
-        args.out / "tokens.npy", tokenizer, lambda: texts.training_texts(corpus)
+        args.out / f"tokens-{models.short_name(*map(vars(args).get, TEXTS))}.npy",
+        tokenizer,
+        lambda: texts.training_texts(corpus),
     )
+    held_out = [text.tobytes() for text in corpus.held_out.values()]
+    # What would end a run at its last stage is found before the first.
+    longest = max(stage.context for stage in stages)
+    texts.Windows(tokens, longest, args.seed)
+    texts.held_out_windows(tokenizer, held_out, longest, 1)
     common = {
         "settings": settings,
         "tokens": tokens,
-        "held_out": [text.tobytes() for text in corpus.held_out.values()],
+        "held_out": held_out,
         "tuning": texts.tuning_rows(args.tune) if args.tune else None,
         "tokenizer": tokenizer,
         "place": place,
@@ -82,6 +94,9 @@ def prepare(args):
     if args.control:
         dense = tuple(s if s.attention == "full" else in_full(s) for s in stages)
         jobs.append(("full", Job(args.out / "full", dense, **common)))
+    # Only a command that can be run claims the folder.
+    text = json.dumps(options, indent=1) + "\n"
+    write_atomically(args.out / OPTIONS, text.encode())
     return jobs, start
 
 
@@ -124,26 +139,31 @@ def plan_of(args, start, config):
     }
     # On a model without weights a setting that does not fit is found at once.
     models.switch(empty, settings)
+    models.interpolate(copy.deepcopy(config), max(s.context for s in stages))
     rate = args.lr or recipes.default_rate(size, args.lora)
     return stages, settings, rate
 
 
-def claim_folder(args, stages, settings, rate):
-    """Note what a folder is for, or raise ValueError where it has another run."""
+def options_of(args, stages, settings, rate):
+    """Return what decides a run, as JSON."""
     options = {k: v for k, v in vars(args).items() if k not in FREE}
     options["stage"] = [asdict(stage) for stage in stages]
     options |= {"settings": settings, "rate": rate}
-    wanted = json.loads(json.dumps(options, default=str))
-    path = args.out / "settings.json"
-    if path.exists():
-        found = json.loads(path.read_text(encoding="utf-8"))
-        differ = sorted(k for k in wanted if found.get(k) != wanted[k])
-        if differ:
-            raise ValueError(
-                f"expected the settings of the run in {args.out}, got others for "
-                f"{', '.join(differ)}; name another folder by --out"
-            )
-    write_atomically(path, (json.dumps(wanted, indent=1) + "\n").encode())
+    return json.loads(json.dumps(options, default=str))
+
+
+def check_folder(out, options):
+    """Raise ValueError where a folder has another run."""
+    path = out / OPTIONS
+    if not path.exists():
+        return
+    found = json.loads(path.read_text(encoding="utf-8"))
+    differ = sorted(k for k in options if found.get(k) != options[k])
+    if differ:
+        raise ValueError(
+            f"expected the settings of the run in {out}, got others for "
+            f"{', '.join(differ)}; name another folder by --out"
+        )
 
 
 def run_all(name, job, start):

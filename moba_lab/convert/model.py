@@ -1,5 +1,6 @@
 """Load, lengthen, switch and save the model that is trained on."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -31,15 +32,24 @@ def find(name, out):
         return str(name)
     from moba_lab.export import export
 
-    folder = out / "start"
+    folder = out / f"start-{short_name(name)}"
     if not folder.exists():
-        part = fresh(folder.with_name("start.part"))
+        part = fresh(folder.with_name(folder.name + ".part"))
         try:
             export(name, part)
         except FileNotFoundError as error:
             raise ValueError(str(error)) from error
         os.replace(part, folder)
     return str(folder)
+
+
+def short_name(*words):
+    """Return a short name for words, the same on every run.
+
+    >>> short_name("a", None)
+    '3f5fb7f1'
+    """
+    return hashlib.sha256(repr(words).encode()).hexdigest()[:8]
 
 
 def tried(kind, name, what, **more):
