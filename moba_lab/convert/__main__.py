@@ -128,7 +128,7 @@ def plan_of(args, start, config):
             tunes=args.tune is not None,
         )
         stages = recipes.stages_of(args.recipe, plan)
-    recipes.check_stages(stages, args.tune is not None)
+    recipes.check_stages(stages, args.tune is not None, args.micro_batch)
     block_size, topk = recipes.default_blocks(max(s.context for s in stages))
     layers = recipes.default_full_layers(config.num_hidden_layers)
     settings = {

@@ -126,8 +126,14 @@ def default_rate(parameters, lora):
     return min(1e-3, rate * 10 if lora else rate)
 
 
-def check_stages(stages, tunes):
-    """Raise ValueError where a stage cannot be run."""
+def check_stages(stages, tunes, micro_batch):
+    """Raise ValueError where a stage cannot be run.
+
+    Args:
+        stages: of `moba_lab.settings.Stage`.
+        tunes: whether there is something to fine-tune on.
+        micro_batch: sequences at once.
+    """
     for stage in stages:
         if stage.attention not in KINDS:
             raise ValueError(
@@ -142,4 +148,9 @@ def check_stages(stages, tunes):
             raise ValueError(
                 "expected answers to fine-tune on, got none; name them by --tune, or "
                 "leave out the stage"
+            )
+        if stage.batch % min(micro_batch, stage.batch):
+            raise ValueError(
+                f"expected --micro-batch to divide the batches, got {micro_batch} and "
+                f"a batch of {stage.batch}"
             )

@@ -129,11 +129,6 @@ def data_of(job, index):
 def arguments(job, stage, folder):
     """Return the library's arguments of a stage."""
     micro = min(job.args.micro_batch, stage.batch)
-    if stage.batch % micro:
-        raise ValueError(
-            f"expected --micro-batch to divide the batches, got {micro} and a batch of "
-            f"{stage.batch}"
-        )
     return TrainingArguments(
         output_dir=str(folder),
         max_steps=stage.steps,
