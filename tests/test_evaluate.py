@@ -27,6 +27,7 @@ from moba_lab.experiments import results
 from moba_lab.notebooks.site import remote_loads
 from moba_lab.place import Place
 from moba_lab.tasks.haystack import Haystack
+from moba_lab.viz import needle_scores
 
 LINES = "".join(f"é_{n} = {n * n}  # 😀\n" for n in range(400))
 SMALL = ["--block-size", "32", "--topk", "2", "--full-layers=-1"]
@@ -314,6 +315,17 @@ def test_losses_are_the_cross_entropy_of_the_logits(name, kind, monkeypatch):
     assert "forward" not in model.base_model.__dict__
 
 
+def test_a_model_is_itself_again_after_an_error(monkeypatch):
+    model, ids = make("llama"), torch.arange(3, 43)[None]
+    monkeypatch.setattr(losses, "LOGITS", 61 * 7)
+    monkeypatch.setattr(losses, "cross_entropy", lambda *x, **y: 1 / 0)
+    # The error keeps its frames, as that of a notebook does.
+    with pytest.raises(ZeroDivisionError) as error:
+        losses.token_losses(model, ids)
+    assert error.traceback
+    assert "forward" not in model.base_model.__dict__
+
+
 def test_bytes_of_tokens_add_up_to_the_text(subject):
     text = "aé\n😀 zwei  Wörter"
     ids, sizes = subject.ids_and_bytes(text)
@@ -380,6 +392,30 @@ def test_answers_are_scored_as_ruler_does(subject, monkeypatch):
     assert (found["wanted"], found["said"]) == ("'12 34'", "' 34'")
 
 
+def test_a_model_that_reads_everything_finds_everything(folder, tmp_path, monkeypatch):
+    tokenizer = byte_tokenizer()
+
+    def generate(model, ids, **options):
+        prompt = tokenizer.decode(ids[0], skip_special_tokens=True)
+        numbers = re.findall(r"(?:key|of \w+) is (\d+)", prompt)
+        found = numbers[-1] if numbers else "nothing"
+        said = torch.tensor(
+            tokenizer(f" {found}\n", add_special_tokens=False).input_ids
+        )
+        return torch.cat([ids, said[None]], dim=1)
+
+    monkeypatch.setattr(LlamaForCausalLM, "generate", generate)
+    few = command(folder, tmp_path, "--lengths", "480", "--tasks", "needle,ruler")
+    assert measure([*few, "--repeats", "0"]) == 0
+    rows = results.read(tmp_path / "rows.csv")
+    needles = [row for row in rows if row["task"] == "needle"]
+    assert {(row["score"], row["exact"]) for row in needles} == {(1, 1)}
+    scores = {row["subtask"]: row["score"] for row in rows}
+    assert (scores["single"], scores["multi-value"]) == (1, 0.25)
+    page = (tmp_path / "report.html").read_text()
+    assert "MoBA finds 100 % of the keys; full attention finds 100 %" in page
+
+
 @pytest.mark.parametrize("kind", ["moba", "full"])
 def test_answers_are_greedy(subject, kind):
     question = texts.Question(LINES[:200], " 1234", ("1234",))
@@ -435,6 +471,15 @@ def test_the_page_in_a_browser(measured):
                     page.evaluate("getComputedStyle(document.body).backgroundColor")
                 )
             assert grounds == ["rgb(255, 255, 255)", "rgb(22, 24, 28)"]
+
+
+def test_a_needle_that_was_not_looked_for_is_blank():
+    scores = {"moba": [[1.0, np.nan], [0.5, np.nan]]}
+    fig = needle_scores(scores, [1024, 4096], [0.0, 1.0], "here")
+    drawn = [text.get_text() for text in fig.axes[0].texts]
+    assert drawn == ["100", "–", "50", "–"]
+    assert fig.finding == "MoBA finds 75 % of the keys"
+    assert "4K" not in fig.what_to_see
 
 
 def test_speed_is_told_where_both_are_there():

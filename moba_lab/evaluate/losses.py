@@ -2,7 +2,7 @@
 
 import inspect
 import math
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 
 import numpy as np
 import torch
@@ -59,17 +59,21 @@ def token_losses(model, ids):
     Returns:
         (W, S - 1) float32, nats; column p is about the token at position p + 1.
     """
-    device, losses = model.get_input_embeddings().weight.device, []
-    for row in torch.as_tensor(ids, device=device)[:, None]:
-        parts, first = [], 0
-        for logits in logits_in_parts(model, row):
-            targets = row[0, first + 1 : first + 1 + len(logits)]
-            parts.append(
-                cross_entropy(logits[: len(targets)].float(), targets, reduction="none")
-            )
-            first += len(logits)
-        losses.append(torch.cat(parts).cpu())
-    return torch.stack(losses).numpy()
+    device = model.get_input_embeddings().weight.device
+    rows = torch.as_tensor(ids, device=device)
+    return torch.stack([row_losses(model, row[None]) for row in rows]).numpy()
+
+
+def row_losses(model, row):
+    """Compute the losses of one row (1, S): (S - 1,) float32 on the CPU."""
+    losses, targets = [], row[0, 1:]
+    # Closed whatever happens, for the model is not itself while parts are read.
+    with closing(logits_in_parts(model, row)) as parts:
+        for logits in parts:
+            some, targets = targets[: len(logits)], targets[len(logits) :]
+            logits = logits[: len(some)].float()
+            losses.append(cross_entropy(logits, some, reduction="none"))
+    return torch.cat(losses).cpu()
 
 
 @torch.no_grad()

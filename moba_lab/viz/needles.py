@@ -70,11 +70,12 @@ def needle_heatmaps(panels, lengths, depths, claims, source):
 
 
 def draw_scores(ax, scores, depths):
-    """Draw shares as colours with their numbers in percent."""
+    """Draw shares as colours with their numbers in percent; NaN is left blank."""
     image = ax.imshow(scores, cmap=SCORES, vmin=0, vmax=1, aspect="auto")
     for (row, column), score in np.ndenumerate(scores):
-        ink = "black" if score > 0.5 else "white"
-        ax.text(column, row, f"{100 * score:.0f}", color=ink, ha="center", va="center")
+        text = "–" if np.isnan(score) else f"{100 * score:.0f}"
+        ink = "white" if score <= 0.5 else "black"
+        ax.text(column, row, text, color=ink, ha="center", va="center")
     ax.set_xticks([])
     ax.set_yticks(range(len(depths)), [f"{100 * depth:.0f} %" for depth in depths])
     ax.tick_params(length=0)
