@@ -28,7 +28,7 @@ OLDEST := build/transformers-oldest
 test-oldest: $(OLDEST)/.installed
 	PYTHONPATH=$(CURDIR)/$(OLDEST) $(PYTEST) tests/test_hf.py tests/test_hf_errors.py \
 		tests/test_hf_generate.py tests/test_hf_train.py tests/test_hf_oldest.py \
-		tests/test_convert.py tests/test_export.py
+		tests/test_convert.py tests/test_export.py tests/test_evaluate.py
 
 $(OLDEST)/.installed: $(INSTALLED) constraints-oldest.txt
 	rm -rf $(OLDEST)

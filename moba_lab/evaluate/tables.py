@@ -195,7 +195,7 @@ def facts(rows):
         values = [row[column] for row in rows if row[column] is not None]
         if values:
             lines.append([name, listed(dict.fromkeys(map(shown, values)))])
-    return Table(["", ""], lines, text=True)
+    return Table([], lines, text=True)
 
 
 def shown(value):

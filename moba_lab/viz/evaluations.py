@@ -135,11 +135,11 @@ def words(curves, size):
         for (_, kind), (losses, _) in curves_of(curves, size)
     }
     title = "; ".join(
-        f"{LOOKS[kind][0]} ends at a perplexity of {last:.3g}"
+        f"{LOOKS[kind][0]} ends at a perplexity of {last:,.4g}"
         for kind, (_, last) in ends.items()
     )
     sentence = "; ".join(
-        f"{LOOKS[kind][0]} goes from {first:.3g} to {last:.3g} within "
+        f"{LOOKS[kind][0]} goes from {first:,.4g} to {last:,.4g} within "
         f"{length(size)} tokens"
         for kind, (first, last) in ends.items()
     )
