@@ -35,7 +35,7 @@ def attention(q, k, v, pack, causal, softmax_scale, kernel=None):
         if a == b:
             continue
         x = [
-            fit_head(x) if kernel in GPU_KERNELS else x
+            fit_head(x, KERNELS[kernel].head_multiple) if kernel in GPU_KERNELS else x
             for x in (q[a:b], k[c:d], v[c:d])
         ]
         parts.append(KERNELS[kernel].forward(*x, part, causal, softmax_scale))
@@ -75,7 +75,8 @@ def attention_backward(
             parts.append([torch.zeros_like(x) for x in (q[a:b], k[c:d], v[c:d])])
             continue
         x = dout[a:b], q[a:b], k[c:d], v[c:d], out[a:b]
-        x = [fit_head(x) if kernel in GPU_KERNELS else x for x in x]
+        if kernel in GPU_KERNELS:
+            x = [fit_head(x, KERNELS[kernel].head_multiple) for x in x]
         options = part, causal, softmax_scale, deterministic
         parts.append(KERNELS[kernel].backward(*x, lse[a:b], *options))
     if len(parts) == 1:
@@ -102,8 +103,8 @@ def split(pack, kernel, q, k):
         yield a, b, c, d, Pack(cu_q, cu_k, pack.max_q, pack.max_k)
 
 
-def fit_head(x):
-    """Give the rows adjacent elements and a multiple of 8 of them, as kernels want."""
-    if x.shape[-1] % 8:
-        x = pad(x, (0, -x.shape[-1] % 8))
+def fit_head(x, multiple):
+    """Give the rows adjacent elements, as many as `multiple` divides."""
+    if x.shape[-1] % multiple:
+        x = pad(x, (0, -x.shape[-1] % multiple))
     return x if x.stride(-1) == 1 else x.contiguous()

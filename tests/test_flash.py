@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import moba_fast
-from moba_fast import _flash
+from moba_fast import _flash, varlen
 from moba_fast.backends import kernel_of
 from moba_fast.varlen import Pack
 
@@ -134,6 +134,21 @@ def test_the_backward_call_binds_and_its_results_are_found(
     calls = [f.calls for f in vars(module).values() if isinstance(f, StandIn)]
     [named] = [call for one in calls for call in one]
     assert named["deterministic"] is deterministic
+
+
+def test_rows_are_as_wide_as_a_kernel_takes_them_right(package):
+    """The backward of flash-attn 4 needs a multiple of 32 and says nothing of it."""
+    kernel, module = package
+    [name] = [name for name, known in _flash.KERNELS.items() if known is kernel]
+    dout, q, k, v, options = inputs(causal=True)
+    out, lse = varlen.attention(q, k, v, *options, name)
+    torch.testing.assert_close((out, lse), PLAIN.forward(q, k, v, *options))
+    arguments = dout, q, k, v, out, lse, *options, True
+    found = varlen.attention_backward(*arguments, name)
+    torch.testing.assert_close(found, PLAIN.backward(*arguments))
+    calls = [f.calls for f in vars(module).values() if isinstance(f, StandIn)]
+    widths = [call["q"].shape[-1] for one in calls for call in one]
+    assert widths == [32 if name == "flash-attn-4" else 8] * 2
 
 
 def test_records_cover_what_the_adapter_supports():
