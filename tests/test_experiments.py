@@ -268,6 +268,13 @@ def test_recorded_rows_are_those_of_the_run(options, monkeypatch, tmp_path):
     )
 
 
+def test_a_gpus_rows_go_before_those_of_a_cpu(monkeypatch, tmp_path):
+    monkeypatch.setattr(results, "RECORDED", tmp_path)
+    for kind in ("small", "h100", "h200"):
+        results.write(tmp_path / f"train_tiny_{kind}.csv", [{"run": kind}])
+        assert [row["run"] for row in results.recorded("tiny")] == [kind]
+
+
 def test_unknown_names_and_devices_are_explained(capsys):
     with pytest.raises(ValueError, match=r"expected an experiment of .*, got 'no'"):
         choose(["no"])

@@ -10,7 +10,7 @@ On a GPU, the full sizes, what matters most first, in calls of nine minutes:
     python -m moba_lab.experiments scaling trailing hybrid granularity --size full \
         --out OUT --budget 540
 
-Afterwards the same names with `--size full --out OUT --record h100` put the rows into
+Afterwards the same names with `--size full --out OUT --record h200` put the rows into
 the package.
 """
 

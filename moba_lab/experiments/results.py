@@ -100,7 +100,7 @@ def write(path, rows, first=FIRST):
     write_atomically(Path(path), out.getvalue().encode())
 
 
-def recorded(name, kinds=("h100", "small")):
+def recorded(name, kinds=("h200", "h100", "small")):
     """Return the rows of `moba_lab/results/train_NAME_KIND.csv`.
 
     Args:
