@@ -95,7 +95,7 @@ def add_training(parser):
     add("--threads", type=some, help="of the CPU")
     add("--device", default="auto", help='"cpu", "cuda", or "auto"')
     add("--precision", default="auto", help='"fp32", "bf16", or "auto": bf16 on a GPU')
-    add("--quiet", action="store_true", help="show no progress bar")
+    add("--quiet", action="store_true", help="show no progress")
 
 
 def read_stage(text):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from moba_lab.card import write_atomically
 from moba_lab.convert import checks, texts
@@ -92,6 +92,8 @@ def run_stage(job, index, start, signals=None):
         data_collator=texts.collate,
         callbacks=[watch],
     )
+    if job.args.quiet:
+        trainer.remove_callback(PrinterCallback)
     checkpoint = newest(folder / "checkpoints")
     trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
     if watch.interrupted:

@@ -2,6 +2,7 @@
 
 import numpy as np
 from matplotlib.lines import Line2D
+from matplotlib.ticker import EngFormatter
 
 from moba_lab.viz.style import FONT, LINE, canvas, finish, name_axes, styled
 from moba_lab.viz.training import plain
@@ -46,6 +47,7 @@ def conversion_curves(trailing, positions, length, source):
         left, right = fig.subplots(1, 2)
         for kind in filter(trailing.get, OVER_TOKENS):
             left.plot(*trailing[kind], **look(kind))
+        left.xaxis.set_major_formatter(EngFormatter(sep=""))
         name_axes(left, "tokens trained on", "loss of the last sixteenth, nats")
         for kind in filter(positions.get, BY_POSITION):
             losses = positions[kind]
