@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import safetensors.torch
@@ -9,7 +10,14 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from moba_lab import export
-from moba_lab.model import CHECKPOINT, Config, Model, config_json
+from moba_lab.model import (
+    CHECKPOINT,
+    Config,
+    Model,
+    config_json,
+    load_card,
+    load_checkpoint,
+)
 
 CONFIG = Config(
     width=24,
@@ -108,3 +116,19 @@ def test_the_command_refuses_the_needle_model_and_writes_nothing(tmp_path, capsy
         export.main([str(needle), str(tmp_path / "hf")])
     assert "key_conv=3, which no architecture" in capsys.readouterr().err
     assert not (tmp_path / "hf").exists()
+
+
+@torch.no_grad()
+def test_the_shipped_dense_model_is_small_and_the_same_in_the_library():
+    path = CHECKPOINT.with_name("dense.safetensors")
+    assert path.stat().st_size < 10e6
+    ours = load_checkpoint(path)
+    assert set(ours.attention) == {"full"}
+    assert load_card(path)["config"]["context"] == ours.config.context == 2048
+    tokens = torch.tensor(list(Path(__file__).read_bytes()))
+    tokens = tokens[None, :200]
+    library = export.to_transformers(ours)
+    torch.testing.assert_close(library(tokens).logits, ours(tokens), rtol=0, atol=1e-3)
+    # It has learned source code: far below the 8 bits of a byte.
+    loss = library(tokens, labels=tokens).loss.item()
+    assert loss < 2.2
