@@ -80,9 +80,37 @@ def test_recall_curves_compare_with_full_attention():
             row = {"arrangement": name, "attention": "moba", "block_size": size}
             of.append(one | row | {"score": score, "scores": (score,) * 3})
     fig = recall.figure(rows(*of, {"attention": "base", "pairs": 8}))
-    assert "no difference above 1.000" in fig.finding
+    assert fig.finding == (
+        "Full attention answers 100 % of the queries, MoBA answers 40 to 100 % of the "
+        "queries"
+    )
+    assert "no difference above 1.000" in fig.what_to_see
     assert "MoBA 100 % and 40 % with blocks of 8 and 16" in fig.what_to_see
     assert labelled(fig)
+
+
+def test_two_seeds_of_recall_are_named_apart():
+    one = {"arrangement": "in a row", "pairs": 8, "recall": (1, 1), "scores": (1, 1)}
+    made = [
+        one | {"attention": kind, "block_size": 8, "seed": seed, "score": score}
+        for kind, scores in (("full", (1.0, 1.0)), ("moba", (0.9, 0.1)))
+        for seed, score in enumerate(scores)
+    ]
+    fig = recall.figure(rows(*made))
+    assert "blocks of 8, MoBA minus full: -0.10 and -0.90, a seed each" in fig.alt
+    assert "10 to 90 %" in fig.finding
+
+
+def test_a_gap_far_beyond_the_others_is_an_arrow_with_its_size():
+    of = {"seed": 0, "score": 0.5}
+    made = [
+        of | {"full_layers": n, "loss": loss, "losses": (loss - 0.01, loss + 0.02)}
+        for n, loss in ((0, 9.0), (1, 0.11), (2, 0.12), (6, 0.1))
+    ]
+    left, right = layerwise.figure(rows(*made)).axes
+    assert left.get_yscale() == "log"
+    assert [text.get_text() for text in right.texts] == ["+8.900"]
+    assert right.get_ylim()[1] < 0.1
 
 
 def test_layerwise_losses_show_gaps_to_all_layers():
@@ -97,9 +125,7 @@ def test_layerwise_losses_show_gaps_to_all_layers():
         for last, loss in ((-1, 3.0), (0, 1.2), (2, 1.1), (6, 1.0))
     ]
     fig = layerwise.figure(rows(*made))
-    assert fig.finding.startswith(
-        "Last 0 layers full, loss minus that of all 6: +0.200"
-    )
+    assert fig.finding.startswith("No layer full, loss minus that of all 6: +0.200")
     assert "before fine-tuning 3.000" in fig.what_to_see
     marks = [line.get_ydata() for line in fig.axes[1].get_lines()[:2]]
     assert np.allclose(np.ravel(marks), [0.2, 0.1])

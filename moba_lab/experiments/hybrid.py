@@ -1,8 +1,11 @@
 """Does a short end with full attention repair what training with MoBA left out?"""
 
+import numpy as np
+
 from moba_lab.experiments.contract import Experiment
 from moba_lab.experiments.plans import Plan, measure_text, windows_of
 from moba_lab.experiments.results import source
+from moba_lab.experiments.statistics import claim, mean_interval
 from moba_lab.experiments.trailing import gaps_by_part, mean_positions
 from moba_lab.viz.hybrid import hybrid_curves
 
@@ -80,6 +83,8 @@ def figure(rows):
     curves = {kind: [row["curve"] for row in of] for kind, of in kinds.items()}
     switch = next((row["switch"] for row in rows if row["switch"]), None)
     gaps, claims = gaps_by_part(kinds)
+    if switch and "moba" in kinds:
+        claims = [*jump(kinds, switch), *claims]
     return hybrid_curves(
         curves,
         rows[0]["curve_every"],
@@ -90,6 +95,26 @@ def figure(rows):
         claims,
         source(rows),
     )
+
+
+def jump(kinds, switch):
+    """Say how the training loss moves at the switch, against that of MoBA alone.
+
+    Both read the same batches and have the same weights up to the switch, so what their
+    difference does from one mean of steps to the next is the switch alone.
+    """
+    curves = [
+        {row["seed"]: np.array(row["curve"]) for row in kinds[kind]}
+        for kind in ("hybrid", "moba")
+    ]
+    every = kinds["hybrid"][0]["curve_every"]
+    at = switch // every
+    gaps = [curves[0][s] - curves[1][s] for s in curves[0].keys() & curves[1].keys()]
+    moves = [gap[at] - gap[at - 1] for gap in gaps if len(gap) > at]
+    if moves:
+        seeds = f"{len(moves)} seeds" if len(moves) > 1 else "1 seed"
+        what = "Jump of the training loss at the switch to full"
+        yield claim(mean_interval(moves, seeds), what)
 
 
 EXPERIMENT = Experiment(

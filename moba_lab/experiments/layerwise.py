@@ -115,7 +115,8 @@ def figure(rows):
             [of[s]["losses"] for s in seeds] for of in (losses[n], losses[counts[-1]])
         )
         gaps[n] = paired_difference(*pair)
-        what = f"Last {n} layers full, loss minus that of all {counts[-1]}"
+        which = {0: "No layer", 1: "Last layer"}.get(n, f"Last {n} layers")
+        what = f"{which} full, loss minus that of all {counts[-1]}"
         said.append(claim(gaps[n], what).replace("files", "answers"))
     means = {n: [row["loss"] for row in of.values()] for n, of in losses.items()}
     scores = {n: [row["score"] for row in of.values()] for n, of in losses.items()}

@@ -17,6 +17,7 @@ from moba_lab.experiments.task_runs import (
 )
 from moba_lab.tasks.routing import chose
 from moba_lab.viz.recall import recall_curves
+from moba_lab.viz.training import LOOKS
 
 BLOCK_SIZES = {"small": (4, 8, 16), "full": (8, 16, 32, 64, 128)}
 # Past tokens that a query reads, whatever the size of blocks.
@@ -119,7 +120,7 @@ def look(done, example, context):
 
 def figure(rows):
     """Draw the share of answered queries against the size of blocks."""
-    full, curves, said = {}, {}, []
+    full, curves, said = {}, {}, list(extent(rows))
     for name in ARRANGEMENTS:
         of = [row for row in rows if row["arrangement"] == name]
         dense = {r["seed"]: r for r in of if r["attention"] == "full"}
@@ -137,8 +138,38 @@ def figure(rows):
     return recall_curves(curves, full, rows[0]["pairs"], said, source(rows))
 
 
+def extent(rows):
+    """Say between which shares of answers the runs with MoBA and in full lie."""
+    shares = {
+        kind: [100 * row["score"] for row in rows if row["attention"] == kind]
+        for kind in ("full", "moba")
+    }
+    words = [
+        f"{LOOKS[kind][0]} answers {reach(of)} of the queries"
+        for kind, of in shares.items()
+        if of
+    ]
+    if words:
+        said = ", ".join(words)
+        yield said[0].upper() + said[1:]
+
+
+def reach(shares):
+    """Write the least and the largest of shares in percent.
+
+    >>> reach([1.2, 99.6]), reach([100.0, 100.0])
+    ('1 to 100 %', '100 %')
+    """
+    low, high = round(min(shares)), round(max(shares))
+    return f"{high} %" if low == high else f"{low} to {high} %"
+
+
 def compare(name, sparse, dense):
-    """Say how the smallest and the largest blocks differ from full attention."""
+    """Say how the smallest and the largest blocks differ from full attention.
+
+    Of two seeds the gaps are named: an interval over texts would hide how much seeds
+    differ, of which one has learnt to answer and another has not.
+    """
     sizes = sorted({row["block_size"] for row in sparse})
     for block in dict.fromkeys([*sizes[:1], *sizes[-1:]]):
         of = {r["seed"]: r for r in sparse if r["block_size"] == block}
@@ -146,7 +177,11 @@ def compare(name, sparse, dense):
         if seeds:
             pair = ([rows[s]["scores"] for s in seeds] for rows in (of, dense))
             what = f"Pairs {name}, blocks of {block}, MoBA minus full"
-            yield claim(paired_shares(*pair), what)
+            if len(seeds) == 2:
+                gaps = (f"{of[s]['score'] - dense[s]['score']:+.2f}" for s in seeds)
+                yield f"{what}: {' and '.join(gaps)}, a seed each"
+            else:
+                yield claim(paired_shares(*pair), what)
 
 
 EXPERIMENT = Experiment(

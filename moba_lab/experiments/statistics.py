@@ -102,7 +102,15 @@ def claim(interval, what, digits=3):
     'MoBA minus full: +0.020, from +0.010 to +0.030 at 95 % (9 files)'
     >>> claim(Interval(0.02, -np.inf, np.inf, "1 seed"), "MoBA minus full")
     'MoBA minus full: +0.020, of one value, so nothing is known of its spread (1 seed)'
+
+    An end that would be rounded to 0 gets more digits.
+
+    >>> claim(Interval(-0.004, -0.0076, -0.0004, "9 files"), "MoBA minus full")
+    'MoBA minus full: -0.0040, from -0.0076 to -0.0004 at 95 % (9 files)'
     """
+    if not interval.includes_zero:
+        nearest = min(abs(interval.low), abs(interval.high))
+        digits = max(digits, min(int(np.ceil(-np.log10(nearest))), digits + 3))
     mean = f"{interval.mean:+.{digits}f}"
     if not np.isfinite(interval.bound):
         return (

@@ -73,9 +73,10 @@ def gaps_by_part(kinds):
 
     Returns:
         gaps: dict from kind to (mean, low, high) of every part of the context.
-        claims: what is known of the last part, a sentence for every kind.
+        claims: what is known of the last part and of the whole context, sentences for
+            every kind, those of the last part first.
     """
-    gaps, claims = {}, []
+    gaps, claims, whole = {}, [], []
     for kind, of in kinds.items():
         if kind == "full" or "full" not in kinds:
             continue
@@ -84,7 +85,9 @@ def gaps_by_part(kinds):
             gaps[kind] = [(gap.mean, gap.low, gap.high) for gap in parts]
             what = f"{LOOKS[kind][0]} less full attention in the last sixteenth"
             claims.append(claim(parts[-1], what))
-    return gaps, claims
+            gap = difference(of, kinds["full"])
+            whole.append(claim(gap, f"{LOOKS[kind][0]} less full, all positions"))
+    return gaps, claims + whole
 
 
 EXPERIMENT = Experiment(

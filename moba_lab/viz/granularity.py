@@ -1,11 +1,14 @@
 """Picture the loss of settings that differ in the number of blocks."""
 
+import numpy as np
+
 from moba_lab.viz.style import LINE, canvas, finish, name_axes, styled
 from moba_lab.viz.training import LOOKS, explain, finite, plain
 
 # The looks of the two ways of choosing topk.
 NOTHING = "no run with blocks yet"
 KINDS = {"paper": "quarter", "work": "matched"}
+SHIFT = {"paper": 0.96, "work": 1.04}
 
 
 def granularity_curves(curves, claims, source):
@@ -31,7 +34,9 @@ def granularity_curves(curves, claims, source):
             blocks, _, work, loss, low, high = zip(*points, strict=True)
             _, color, marker, line = LOOKS[KINDS[name]]
             ends = [finite(*pair, limits) for pair in zip(low, high, strict=True)]
-            for ax, x in ((left, blocks), (right, [100 * share for share in work])):
+            # Side by side, so that no interval hides another.
+            beside = [count * SHIFT[name] for count in blocks]
+            for ax, x in ((left, beside), (right, [100 * share for share in work])):
                 ax.plot(x, loss, color=color, marker=marker, ls=line, ms=5)
                 ax.vlines(x, *zip(*ends, strict=True), color=color, lw=3, alpha=0.4)
             label(right, points, name, curves)
@@ -51,29 +56,39 @@ def granularity_curves(curves, claims, source):
 
 
 def label(ax, points, name, curves):
-    """Write topk / blocks at every point, above one curve and below the other.
+    """Write topk / blocks over or under all intervals, above one curve, below another.
 
-    What is in both curves is written once, above.
+    What is in both curves is written once, above; neighbours stand at two heights.
     """
     above = name == "paper"
     known = [point[:2] for point in curves.get("paper", ())]
-    for blocks, topk, work, loss, _, _ in points:
-        if above or (blocks, topk) not in known:
-            ax.annotate(
-                f"{topk}/{blocks}",
-                (100 * work, loss),
-                xytext=(0, 7 if above else -7),
-                textcoords="offset points",
-                ha="center",
-                va="bottom" if above else "top",
-            )
+    shown = [point for point in points if above or point[:2] not in known]
+    shown.sort(key=lambda point: point[2])
+    low, high = reach(curves)
+    for number, (blocks, topk, work, *_) in enumerate(shown):
+        away = 3 + 12 * (number % 2)
+        ax.annotate(
+            f"{topk}/{blocks}",
+            (100 * work, high if above else low),
+            xytext=(0, away if above else -away),
+            textcoords="offset points",
+            ha="center",
+            va="bottom" if above else "top",
+        )
 
 
 def span(curves):
-    """Return limits that hold all losses and 0, with room for bars and labels."""
-    losses = [point[3] for points in curves.values() for point in points] + [0.0]
-    room = 0.35 * (max(losses) - min(losses)) + 1e-4
-    return min(losses) - room, max(losses) + room
+    """Return limits with room for words above and below all that is drawn."""
+    low, high = reach(curves)
+    room = 0.25 * (high - low) + 1e-4
+    return low - room, high + room
+
+
+def reach(curves):
+    """Return the least and the largest of 0, all losses and the ends of intervals."""
+    ends = [end for points in curves.values() for point in points for end in point[3:]]
+    ends = [end for end in ends if np.isfinite(end)] + [0.0]
+    return min(ends), max(ends)
 
 
 def findings(curves, claims):

@@ -20,7 +20,7 @@ def hybrid_curves(
         positions: as `curves` of `positions.position_losses`.
         gaps: as there.
         context: as there.
-        claims: as there.
+        claims: sentences about the switch and the gaps, the first is the title.
         source: hardware, versions and dates.
         shown: share of the steps that the left panel shows, up to the last.
 
@@ -49,8 +49,7 @@ def hybrid_curves(
         axes["top"].sharex(axes["bottom"])
         axes["top"].tick_params(labelbottom=False)
         explain(fig, curves, source)
-        title, sentence = findings(positions, claims)
-        return finish(fig, *with_spike(title, sentence, curves, every, switch))
+        return finish(fig, *findings(positions, claims))
 
 
 def draw_seeds(ax, kind, seeds, every, shown):
@@ -60,16 +59,3 @@ def draw_seeds(ax, kind, seeds, every, shown):
         steps = (np.arange(len(losses)) + 0.5) * every
         last = steps >= (1 - shown) * every * len(losses)
         ax.plot(steps[last], np.array(losses)[last], color=color, ls=line, lw=1)
-
-
-def with_spike(title, sentence, curves, every, switch):
-    """Add to a figure's sentence how the loss moved at the switch."""
-    if not switch or "hybrid" not in curves:
-        return title, sentence
-    at = switch // every
-    steps = [(losses[at] - losses[at - 1]) for losses in curves["hybrid"]]
-    same = [(losses[at] - losses[at - 1]) for losses in curves.get("moba", [])]
-    words = f"over the switch the training loss moves by {np.mean(steps):+.3f}"
-    if same:
-        words += f", that of MoBA alone at the same steps by {np.mean(same):+.3f}"
-    return title, f"{words}; {sentence}"

@@ -6,6 +6,9 @@ from moba_lab.viz.style import LINE, canvas, finish, name_axes, styled
 from moba_lab.viz.training import finite, plain
 
 COLOR = "#0072B2"
+# A gap of so many times the median is drawn as an arrow, and losses that differ so much
+# have a logarithmic scale.
+FAR = 20
 
 
 def layerwise_losses(losses, scores, before, gaps, claims, source):
@@ -31,6 +34,8 @@ def layerwise_losses(losses, scores, before, gaps, claims, source):
         means = [np.mean(of) for of in losses.values()]
         left.plot(list(losses), means, color=COLOR, marker="s", ms=5)
         left.set_xticks(list(losses))
+        if losses and min(means) > 0 and max(means) > FAR * min(means):
+            left.set_yscale("log")
         name_axes(left, "last layers with full attention", "loss in nats per byte")
         draw_gaps(right, gaps)
         most = max(losses, default=0)
@@ -44,12 +49,21 @@ def layerwise_losses(losses, scores, before, gaps, claims, source):
 
 
 def draw_gaps(ax, gaps):
-    """Draw every gap as a mark with its 95 % interval."""
-    ends = [x for gap in gaps.values() for x in (gap.low, gap.high) if np.isfinite(x)]
-    ends += [gap.mean for gap in gaps.values()]
-    room = 0.1 * (max(ends, default=0) - min(ends, default=0)) + 1e-4
-    limits = min([*ends, 0.0]) - room, max([*ends, 0.0]) + room
+    """Draw every gap as a mark with its 95 % interval.
+
+    One that is far larger than most would leave nothing to see of them, so it becomes
+    an arrow with its size.
+    """
+    usual = FAR * np.median([abs(gap.mean) for gap in gaps.values()] or [0.0])
+    near = [gap for gap in gaps.values() if abs(gap.mean) <= usual]
+    ends = [x for gap in near for x in (gap.low, gap.high) if np.isfinite(x)]
+    ends += [0.0, *(gap.mean for gap in near)]
+    room = 0.2 * (max(ends) - min(ends)) + 1e-4
+    limits = min(ends) - room, max(ends) + room
     for count, gap in gaps.items():
+        if gap not in near:
+            point_at(ax, count, gap.mean, limits)
+            continue
         ax.vlines(
             count, *finite(gap.low, gap.high, limits), color=COLOR, lw=3, alpha=0.4
         )
@@ -59,6 +73,19 @@ def draw_gaps(ax, gaps):
     ax.set_xticks(list(gaps))
     if not gaps:
         ax.text(0.5, 0.6, "nothing to compare", transform=ax.transAxes, ha="center")
+
+
+def point_at(ax, count, mean, limits):
+    """Draw an arrow at the edge beyond which a gap lies, and write its size."""
+    up = mean > 0
+    ax.plot(count, limits[up], "^" if up else "v", color=COLOR, ms=8, clip_on=False)
+    ax.annotate(
+        f"{mean:+.3f}",
+        (count, limits[up]),
+        xytext=(9, -3 if up else 3),
+        textcoords="offset points",
+        va="top" if up else "bottom",
+    )
 
 
 def findings(losses, scores, before, claims):
@@ -71,4 +98,7 @@ def findings(losses, scores, before, claims):
     if before:
         parts.append(f"before fine-tuning {np.mean(before):.3f}")
     title = claims[0] if claims else "Loss by the number of last layers in full"
-    return title, f"{'; '.join([*claims, *parts])}, in nats per byte of the answers."
+    return (
+        title,
+        f"{'; '.join([*claims[1:], *parts])}, in nats per byte of the answers.",
+    )

@@ -44,14 +44,14 @@ def needle_heatmaps(panels, lengths, depths, claims, source):
         )
         for column, (key, (scores, best, missed)) in enumerate(panels.items()):
             top, bottom = grid[:, column]
-            image = draw_scores(top, np.asarray(scores), depths)
+            draw_scores(top, np.asarray(scores), depths)
             top.set_title(NAMES[key])
             draw_routing(bottom, best, missed)
             bottom.set_xticks(range(len(lengths)), [length(n) for n in lengths])
             bottom.set_xlim(-0.5, len(lengths) - 0.5)
-            name_axes(top, "", "depth of the needle" if column == 0 else "")
+            words = "depth of the needle; cells: % of the keys found"
+            name_axes(top, "", words if column == 0 else "")
             name_axes(bottom, "bytes of text", "share" if column == 0 else "")
-        fig.colorbar(image, ax=grid[0].tolist(), label="keys found", pad=0.02)
         lines = [
             line
             for ax in grid[1]
@@ -107,4 +107,5 @@ def findings(panels, lengths, claims):
         f"bytes and {100 * np.mean(scores[:, -1]):.0f} % in {length(lengths[-1])}"
         for key, (scores, _, _) in panels.items()
     ]
-    return (claims or ["Keys found by depth and length"])[0], "; ".join(parts) + "."
+    title = claims[0] if claims else "Keys found by depth and length"
+    return title, f"{'; '.join([*claims[1:], *parts])}."

@@ -7,8 +7,8 @@ from moba_lab.viz.training import plain
 from moba_lab.viz.words import listed
 
 # Colour, marker and line of every curve.
-ANSWERED = ("#0072B2", "o", "-", "MoBA, queries answered")
-READ = ("#E69F00", "D", ":", "MoBA, block read by the best head")
+ANSWERED = ("#0072B2", "o", "-", "MoBA, queries answered (a seed; line: mean)")
+READ = ("#E69F00", "D", ":", "MoBA, block read by the best head (a seed)")
 FULL = ("#000000", "", "--", "full attention, queries answered")
 
 
@@ -60,9 +60,10 @@ def draw_seeds(ax, sizes, values, look):
     """Draw the mean of the seeds as a line, and every seed as a mark."""
     color, marker, line, name = look
     means = [np.mean(of) for of in values]
-    ax.plot(sizes, means, color=color, ls=line, marker=marker, ms=5, label=name)
-    for size, of in zip(sizes, values, strict=True):
-        ax.plot([size] * len(of), of, marker, color=color, ms=3, alpha=0.5)
+    ax.plot(sizes, means, color=color, ls=line, marker=marker, ms=0, alpha=0.6)
+    points = [(s, x) for s, of in zip(sizes, values, strict=True) for x in of]
+    x, y = zip(*points, strict=True) if points else ((), ())
+    ax.plot(x, y, marker, color=color, ms=5, label=name)
 
 
 def findings(curves, full, claims):
@@ -79,4 +80,4 @@ def findings(curves, full, claims):
             f"{listed(sizes)}"
         )
     title = claims[0] if claims else "Recall against the size of blocks"
-    return title, "; ".join(parts) + "."
+    return title, f"{'; '.join([*claims[1:], *parts])}."

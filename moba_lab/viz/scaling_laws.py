@@ -1,35 +1,40 @@
 """Picture loss against compute, with power laws and their intervals."""
 
 import numpy as np
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from moba_lab.viz.style import canvas, finish, name_axes, styled
+from moba_lab.viz.style import LINE, canvas, finish, name_axes, styled
 from moba_lab.viz.training import LOOKS, explain, plain
 
 
-def scaling_laws(points, laws, axes, claims, source):
+def scaling_laws(points, apart, laws, axes, claims, source, by_heart):
     """Draw one panel for every measure of compute, both scales logarithmic.
 
     Args:
         points: dict from (kind, axis) to a list of (x, loss, lowest, highest) of
             models, kinds being keys of `training.LOOKS`, losses in nats.
+        apart: likewise of models that no law is fitted to, drawn hollow.
         laws: dict from (kind, axis) to an object that gives the fitted loss at x, and
             has `exponent` and `exponent_interval`; may be empty.
         axes: dict from axis to its name.
-        claims: sentences about single models; the last one, of the largest, is the
-            title.
+        claims: sentences about single models; the first one is the title.
         source: hardware, versions and dates.
+        by_heart: nats by which the training loss of the models apart at least lies
+            below the held-out loss.
 
     Returns:
         Figure.
     """
-    kinds = [kind for kind in LOOKS if any(points.get((kind, x)) for x in axes)]
+    both = {key: [*points[key], *apart.get(key, ())] for key in points}
+    kinds = [kind for kind in LOOKS if any(both.get((kind, x)) for x in axes)]
     with styled():
         fig = canvas(4.2)
         row = fig.subplots(1, len(axes), sharey=True, squeeze=False)[0]
         for ax, (axis, name) in zip(row, axes.items(), strict=True):
             for kind in kinds:
                 draw_kind(ax, kind, points[kind, axis], laws.get((kind, axis)))
+                draw_points(ax, kind, apart.get((kind, axis)), fill="none")
             ax.set_xscale("log")
             ax.set_yscale("log")
             name_axes(ax, name, "held-out loss, nats per byte" if ax is row[0] else "")
@@ -39,7 +44,9 @@ def scaling_laws(points, laws, axes, claims, source):
             axis.set_minor_locator(NullLocator())
             axis.set_major_locator(FixedLocator(ticks(*axis.get_view_interval())))
             axis.set_major_formatter(FuncFormatter(lambda x, _: short(x)))
-        explain(fig, kinds, source)
+        hollow = Line2D([], [], color=LINE, marker="o", ls="", mfc="none")
+        words = f"knows its text by heart: {by_heart} nats more on held-out text"
+        explain(fig, kinds, source, [(hollow, words)] if any(apart.values()) else [])
         return finish(fig, *findings(laws, axes, claims))
 
 
@@ -80,13 +87,21 @@ def short(number):
 
 def draw_kind(ax, kind, points, law):
     """Draw the models of a kind, the spread of their seeds, and the fit."""
-    _, color, marker, line = LOOKS[kind]
-    x, loss, low, high = map(np.array, zip(*points, strict=True))
-    ax.plot(x, loss, marker, color=color, ms=6)
-    ax.vlines(x, low, high, color=color, lw=3, alpha=0.4)
+    _, color, _, line = LOOKS[kind]
+    draw_points(ax, kind, points)
     if law:
-        at = np.geomspace(x.min(), x.max(), 50)
+        x = [point[0] for point in points]
+        at = np.geomspace(min(x), max(x), 50)
         ax.plot(at, law(at), color=color, ls=line, lw=1.5)
+
+
+def draw_points(ax, kind, points, fill=None):
+    """Draw models as marks, filled or not, and the spread of their seeds."""
+    if points:
+        _, color, marker, _ = LOOKS[kind]
+        x, loss, low, high = map(np.array, zip(*points, strict=True))
+        ax.plot(x, loss, marker, color=color, ms=6, mfc=fill or color)
+        ax.vlines(x, low, high, color=color, lw=3, alpha=0.4)
 
 
 def findings(laws, axes, claims):
@@ -96,8 +111,8 @@ def findings(laws, axes, claims):
         if axis == next(iter(axes)):
             low, high = law.exponent_interval
             fits.append(
-                f"{LOOKS[kind][0]} falls as {law.factor:.3g} C^{law.exponent:.4f}, "
+                f"{LOOKS[kind][0]} falls as {short(law.factor)} C^{law.exponent:.4f}, "
                 f"exponent from {low:.4f} to {high:.4f} at 95 %"
             )
-    title = claims[-1] if claims else "Loss against compute, nothing to compare"
-    return title, f"{'; '.join([*fits, *claims[:-1]]) or 'no fit yet'}."
+    title = claims[0] if claims else "Loss against compute, nothing to compare"
+    return title, f"{'; '.join([*fits, *claims[1:]]) or 'no fit yet'}."
