@@ -40,11 +40,11 @@ def figures():
     yield viz.granularity_curves(granularity(), [CLAIM, "and so on"], SOURCE)
     yield viz.granularity_curves({}, [], SOURCE)
     points, fits = laws()
-    yield viz.scaling_laws(points, {}, fits, AXES, [CLAIM], SOURCE, 0.1)
+    yield viz.scaling_laws(points, {}, fits, AXES, [CLAIM], SOURCE, 0.2)
     one = {key: of[:1] for key, of in points.items()}
     none = {key: [] for key in points}
-    yield viz.scaling_laws(one, {}, {}, AXES, [], SOURCE, 0.1)
-    yield viz.scaling_laws(none, one, {}, AXES, [], SOURCE, 0.1)
+    yield viz.scaling_laws(one, {}, {}, AXES, [], SOURCE, 0.2)
+    yield viz.scaling_laws(none, one, {}, AXES, [], SOURCE, 0.2)
     yield conversion()
 
 
@@ -145,7 +145,7 @@ def test_granularity_is_drawn_by_blocks_and_by_work():
 
 def test_laws_are_drawn_through_the_range_of_their_points():
     points, fits = laws()
-    fig = viz.scaling_laws(points, {}, fits, AXES, [CLAIM], SOURCE, 0.1)
+    fig = viz.scaling_laws(points, {}, fits, AXES, [CLAIM], SOURCE, 0.2)
     ax = fig.axes[0]
     fitted = line(ax, "moba", 50)
     np.testing.assert_allclose(fitted.get_ydata(), 3 * fitted.get_xdata() ** -0.05)

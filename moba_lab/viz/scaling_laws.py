@@ -20,8 +20,8 @@ def scaling_laws(points, apart, laws, axes, claims, source, by_heart):
         axes: dict from axis to its name.
         claims: sentences about single models; the first one is the title.
         source: hardware, versions and dates.
-        by_heart: nats by which the training loss of the models apart at least lies
-            below the held-out loss.
+        by_heart: share by which the held-out loss of the models apart at least lies
+            above that of training.
 
     Returns:
         Figure.
@@ -45,7 +45,7 @@ def scaling_laws(points, apart, laws, axes, claims, source, by_heart):
             axis.set_major_locator(FixedLocator(ticks(*axis.get_view_interval())))
             axis.set_major_formatter(FuncFormatter(lambda x, _: short(x)))
         hollow = Line2D([], [], color=LINE, marker="o", ls="", mfc="none")
-        words = f"knows its text by heart: {by_heart} nats more on held-out text"
+        words = f"knows its text by heart: held-out loss {by_heart:.0%} above training"
         explain(fig, kinds, source, [(hollow, words)] if any(apart.values()) else [])
         return finish(fig, *findings(laws, axes, claims))
 
