@@ -45,7 +45,8 @@ def scaling_laws(points, apart, laws, axes, claims, source, by_heart):
             axis.set_major_locator(FixedLocator(ticks(*axis.get_view_interval())))
             axis.set_major_formatter(FuncFormatter(lambda x, _: short(x)))
         hollow = Line2D([], [], color=LINE, marker="o", ls="", mfc="none")
-        words = f"knows its text by heart: held-out loss {by_heart:.0%} above training"
+        more = f"{100 * by_heart:.0f} % above training"
+        words = f"knows its text by heart: held-out loss {more}"
         explain(fig, kinds, source, [(hollow, words)] if any(apart.values()) else [])
         return finish(fig, *findings(laws, axes, claims))
 
