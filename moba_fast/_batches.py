@@ -31,19 +31,24 @@ class Batch:
 def forward(kernel, q, k, v, pack, causal, softmax_scale):
     """Attend with a kernel that takes (batch, heads, M, D); see `_flash.attention`."""
     wide = torch.promote_types(q.dtype, torch.float32)
-    out, lse = q.new_empty(q.shape), q.new_empty(q.shape[:2], dtype=wide)
+    places = len(q) if pack.rows_q is None else len(pack.rows_q)
+    out = q.new_empty(places, *q.shape[1:])
+    lse = q.new_empty(out.shape[:2], dtype=wide)
     for batch in batches(pack, causal):
         for heads, kv in head_groups(q, k):
-            rows = take(q[:, heads], batch.queries, batch.count)
+            rows = take(q[:, heads], batch.queries, batch.count, pack.rows_q)
             keys, values = (
-                take(x[:, kv], batch.keys, batch.count).expand(
+                take(x[:, kv], batch.keys, batch.count, pack.rows_k).expand(
                     -1, rows.shape[1], -1, -1
                 )
                 for x in (k, v)
             )
             part = kernel(rows, keys, values, causal, softmax_scale)
-            put(out[:, heads], batch.queries, part[0].transpose(1, 2), batch.valid)
-            put(lse[:, heads], batch.queries, part[1].transpose(1, 2), batch.valid)
+            parts = part[0].transpose(1, 2), part[1].transpose(1, 2)
+            if batch.queries == slice(0, places) and heads == slice(0, q.shape[1]):
+                return tuple(x.flatten(0, 1) for x in parts)
+            put(out[:, heads], batch.queries, parts[0], batch.valid)
+            put(lse[:, heads], batch.queries, parts[1], batch.valid)
     return out, lse
 
 
@@ -116,9 +121,21 @@ def index_rows(offsets, members, width):
     return rows.minimum(last - 1), rows < last
 
 
-def take(x, rows, count):
-    """Return rows (T, H, ...) as (sequences, H, M, ...), without a copy for a slice."""
-    x = x[rows].unflatten(0, (count, -1)) if isinstance(rows, slice) else x[rows]
+def take(x, places, count, rows=None):
+    """Return rows of x (T, H, ...) as (sequences, H, M, ...).
+
+    Args:
+        x: (T, H, ...).
+        places: a slice, or (sequences, M).
+        count: number of sequences.
+        rows: the row at every place; None: places are rows, and a slice is not copied.
+    """
+    if rows is not None:
+        some = rows[places].flatten()
+        x = x.index_select(0, some).unflatten(0, (count, -1))
+    else:
+        x = x[places]
+        x = x.unflatten(0, (count, -1)) if isinstance(places, slice) else x
     return x.transpose(1, 2)
 
 

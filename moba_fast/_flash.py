@@ -13,12 +13,16 @@ from functools import cache
 import torch
 
 from moba_fast import _batches
+from moba_fast.combine import merge
 
 aten = torch.ops.aten
 # What backend "flash" may run, the best first.
 GPU_KERNELS = ("flash-attn-4", "flash-attn", "aten")
 VARIABLE = "MOBA_FAST_KERNEL"
 LARGEST_HEAD = 256
+# PyTorch's operator for CPUs takes so many keys at a time; fewer than SPLIT_FROM make
+# tiles too small to gain from less work.
+KEYS_AT_ONCE, SPLIT_FROM = 512, 256
 
 
 class Batched:
@@ -226,10 +230,31 @@ def package(kernel):
 
 def cpu_attention(q, k, v, causal, softmax_scale):
     """Attend with PyTorch's flash operator; as `_batches.plain_attention`."""
+    m, n = q.shape[-2], k.shape[-2]
+    exact = q.dtype.itemsize >= 4
+    if causal and exact and m == n and SPLIT_FROM <= n <= KEYS_AT_ONCE:
+        return by_halves(q, k, v, softmax_scale)
     q, k, v = map(with_adjacent_elements, (q, k, v))
     return aten._scaled_dot_product_flash_attention_for_cpu(
         q, k, v, **cpu_mask(q, k, causal), scale=softmax_scale
     )
+
+
+def by_halves(q, k, v, softmax_scale):
+    """Attend causally as `cpu_attention`, to three quarters of the pairs.
+
+    The operator computes all scores of KEYS_AT_ONCE keys and masks those of later ones.
+    Here the first half of the queries meets no key of the second.
+    """
+    half = q.shape[-2] // 2
+    (q_a, q_b), (k_a, k_b), (v_a, v_b) = (
+        (x[..., :half, :], x[..., half:, :]) for x in (q, k, v)
+    )
+    first = cpu_attention(q_a, k_a, v_a, True, softmax_scale)
+    own = cpu_attention(q_b, k_b, v_b, True, softmax_scale)
+    past = cpu_attention(q_b, k_a, v_a, False, softmax_scale)
+    second = merge(*own, *past)
+    return tuple(torch.cat(x, dim=2) for x in zip(first, second, strict=True))
 
 
 def cpu_backward(dout, q, k, v, out, lse, causal, softmax_scale):

@@ -22,6 +22,8 @@ class Pack:
         max_q: queries of the longest sequence, or more.
         max_k: keys of the longest sequence, or more.
         even: whether sequences of about the same size were made equal.
+        rows_q: (T,) the row of every query; None: the queries are in order.
+        rows_k: (TK,) the row of every key; None: the keys are in order.
     """
 
     cu_q: torch.Tensor
@@ -29,6 +31,8 @@ class Pack:
     max_q: int
     max_k: int
     even: bool = False
+    rows_q: torch.Tensor | None = None
+    rows_k: torch.Tensor | None = None
 
 
 def even_batches(pack):

@@ -1,6 +1,6 @@
 """Attend to one block at a time, many blocks per call, and keep the log-sum-exp."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch.nn.functional import pad
@@ -91,8 +91,14 @@ def attend_lists(q, k, v, lists, softmax_scale, kernel):
         out: (T, D) in q's dtype.
         lse: (T,) float32 or better.
     """
-    operands = gather_rows(q, lists), gather_keys(k, lists), gather_keys(v, lists)
-    out, lse = attention(*operands, lists.pack, False, softmax_scale, kernel)
+    pack = lists.pack
+    if takes_batches(kernel or default_kernel(q)):
+        # A batch is gathered when it is its turn, and is still in the cache then.
+        pack = replace(pack, rows_q=lists.rows, rows_k=lists.keys)
+        operands = q.flatten(0, 1)[:, None], rows_of(k), rows_of(v)
+    else:
+        operands = gather_rows(q, lists), gather_keys(k, lists), gather_keys(v, lists)
+    out, lse = attention(*operands, pack, False, softmax_scale, kernel)
     return out[:, 0], lse[:, 0]
 
 
@@ -192,5 +198,10 @@ def gather_rows(x, lists):
 
 def gather_keys(x, lists):
     """Bring the rows of x (SK, HK, D) into the order of the lists, (TK, 1, D)."""
-    rows = x.transpose(0, 1).flatten(0, 1)
-    return (rows if lists.keys is None else rows.index_select(0, lists.keys))[:, None]
+    rows = rows_of(x)
+    return rows if lists.keys is None else rows.index_select(0, lists.keys)
+
+
+def rows_of(x):
+    """List the rows of x (S, H, D) head by head, (H * S, 1, D)."""
+    return x.transpose(0, 1).flatten(0, 1)[:, None]

@@ -1,6 +1,9 @@
 """Choose the blocks that every query reads."""
 
+import math
+
 import torch
+from torch.nn.functional import pad
 
 from moba_fast.device import capturing
 
@@ -149,11 +152,11 @@ def top_blocks(scores, count, q_norm, k_norm):
     """
     if count == 0:
         return scores.new_zeros(*scores.shape[:-1], 0, dtype=torch.int64)
-    best = scores.topk(min(count + 1, scores.shape[-1]), dim=-1)
-    columns = best.indices[..., :count]
-    if best.values.shape[-1] > count:
-        cut, next_best = best.values[..., count - 1], best.values[..., count]
-        both = best.indices[..., count - 1 :]
+    values, indices = largest(scores, min(count + 1, scores.shape[-1]))
+    columns = indices[..., :count]
+    if values.shape[-1] > count:
+        cut, next_best = values[..., count - 1], values[..., count]
+        both = indices[..., count - 1 :].clamp(max=scores.shape[-1] - 1)
         norms = k_norm.expand_as(scores).gather(-1, both).amax(-1) * q_norm
         rounding = TIE_ROUNDINGS * torch.finfo(scores.dtype).eps * norms
         tied = (cut - next_best <= rounding) & (cut > -torch.inf)
@@ -165,6 +168,37 @@ def top_blocks(scores, count, q_norm, k_norm):
                 scores[tied], cut[tied, None], rounding[tied, None], count
             )
     return columns
+
+
+def largest(scores, count):
+    """Return what `scores.topk(count)` returns, on a CPU two to three times as fast.
+
+    The largest of a row stand in the groups of columns with the largest maxima. Column
+    j stands in group j % (n / width), so that a maximum is one over whole vectors.
+
+    Args:
+        scores: (C, H, n).
+        count: at least 1, at most n.
+
+    Returns:
+        values: (C, H, count), descending.
+        columns: (C, H, count); n or more for a value of -inf that is no score.
+
+    Example:
+        >>> largest(torch.tensor([[[5.0, 1.0, 7.0, 6.0, 0.0, 2.0, 4.0, 3.0]]]), 2)
+        (tensor([[[7., 6.]]]), tensor([[[2, 3]]]))
+    """
+    width = 1 << max(0, round(math.log2(max(scores.shape[-1] / count, 1)) / 2))
+    if width == 1 or scores.device.type != "cpu":
+        return scores.topk(count, dim=-1)
+    missing = -scores.shape[-1] % width
+    padded = pad(scores, (0, missing), value=-torch.inf) if missing else scores
+    members = padded.unflatten(-1, (width, -1))
+    groups = members.amax(-2).topk(count, dim=-1).indices
+    few = members.gather(-1, groups[..., None, :].expand(-1, -1, width, -1))
+    values, place = few.flatten(-2).topk(count, dim=-1)
+    group = groups.gather(-1, place % count)
+    return values, place // count * members.shape[-1] + group
 
 
 def first_of_tied(scores, cut, rounding, count):

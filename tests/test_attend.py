@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from impls import FAST, IMPLS, REF, cases, largest_error, make_case
 
-from moba_fast import _packs
+from moba_fast import _batches, _flash, _packs
 from moba_lab.agree import agree
 
 
@@ -100,3 +100,17 @@ def test_dtypes_are_kept(dtype):
         FAST.attend_past(q, k, v, routing, blocks, 1.0),
     ):
         assert (out.dtype, lse.dtype) == (dtype, torch.float32)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("length", [255, 256, 301, 512, 513])
+def test_own_blocks_by_halves_are_what_plain_attention_makes_of_them(length, dtype):
+    generator = torch.Generator().manual_seed(length)
+    size = 2, 3, length, 16
+    q, k, v = (torch.randn(size, generator=generator).to(dtype) for _ in range(3))
+    found = _flash.cpu_attention(q, k, v, True, 0.25)
+    expected = _batches.plain_attention(q, k, v, True, 0.25)
+    tight = 1e-2 if dtype == torch.bfloat16 else 1e-5
+    for a, b in zip(found, expected, strict=True):
+        assert a.dtype == b.dtype
+        torch.testing.assert_close(a, b, rtol=tight, atol=tight)

@@ -142,3 +142,24 @@ def test_half_precision_keys_are_scored_in_float32(dtype):
     selected = FAST.select_blocks(q, k_mean, blocks, 4)
     _, scores, expected = choose(REF, case)
     agree(selected, expected, "selected", scores=scores)
+
+
+@pytest.mark.parametrize("count", [1, 3, 8])
+@pytest.mark.parametrize("columns", [8, 13, 64, 67, 256])
+def test_the_largest_by_groups_are_those_of_topk(count, columns):
+    generator = torch.Generator().manual_seed(columns + count)
+    scores = torch.randn(50, 2, columns, generator=generator)
+    scores[10:20, :, count // 2 :] = -torch.inf
+    scores[20:30] = scores[20:30].round()
+    scores[30:40, 0, ::3] = torch.nan
+    expected = scores.topk(count, dim=-1).values
+    values, found = gate.largest(scores, count)
+    torch.testing.assert_close(values, expected, rtol=0, atol=0, equal_nan=True)
+    scored = found < columns
+    assert (values[~scored] == -torch.inf).all()
+    picked = scores.gather(-1, found.clamp(max=columns - 1))
+    torch.testing.assert_close(
+        picked[scored], values[scored], rtol=0, atol=0, equal_nan=True
+    )
+    different = found.sort(-1).values.diff(dim=-1) > 0
+    assert different.all()
