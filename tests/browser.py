@@ -11,6 +11,8 @@ import urllib.request
 from contextlib import contextmanager
 from urllib.parse import urlsplit
 
+from nbformat.sign import NotebookNotary
+
 from moba_lab.notebooks.clean import WIDGET
 from moba_lab.notebooks.run import kernel_environment
 
@@ -41,7 +43,7 @@ def lab_server(notebooks, state):
 
     Args:
         notebooks: folder whose notebooks are served.
-        state: empty folder for all that JupyterLab writes.
+        state: folder for all that JupyterLab writes, empty but for what `trust` wrote.
 
     Yields the address.
     """
@@ -75,6 +77,12 @@ def lab_server(notebooks, state):
         server.wait(timeout=30)
 
 
+def trust(notebook, state):
+    """Let the JupyterLab with this state show all outputs of a notebook."""
+    (state / "data").mkdir(exist_ok=True)
+    NotebookNotary(data_dir=str(state / "data")).sign(notebook)
+
+
 def _lab_environment(state):
     folders = {
         "JUPYTER_CONFIG_DIR": state / "config",
@@ -84,7 +92,7 @@ def _lab_environment(state):
         "JUPYTERLAB_WORKSPACES_DIR": state / "workspaces",
     }
     for folder in folders.values():
-        folder.mkdir()
+        folder.mkdir(exist_ok=True)
     page = state / "config" / "labconfig" / "page_config.json"
     page.parent.mkdir()
     page.write_text(json.dumps({"disabledExtensions": {NEWS: True}}))
@@ -140,6 +148,14 @@ def is_local(address):
     return parts.scheme in ("data", "blob", "file") or parts.hostname == "127.0.0.1"
 
 
+OPEN = """async path => {
+    window.only ??= await jupyterapp.serviceManager.kernels.startNew({name: 'python3'});
+    const panel = await jupyterapp.commands.execute(
+        'docmanager:open', {path, factory: 'Notebook', kernel: window.only.model});
+    await Promise.all([panel.revealed, panel.sessionContext.ready]);
+}"""
+CLEAR = "() => jupyterapp.commands.execute('notebook:clear-all-cell-outputs')"
+SHOWN = ".jp-NotebookPanel:not(.lm-mod-hidden)"
 IDLE = """() => window.jupyterapp?.shell?.currentWidget?.sessionContext
     ?.session?.kernel?.status === 'idle'"""
 RUN_ALL = """() => {
@@ -174,6 +190,20 @@ def run_in_lab(page, address, name, timeout=300):
     return page.evaluate(MODEL)
 
 
+def open_in_lab(page, name):
+    """Open a notebook with what it stores in a page that shows Lab.
+
+    All that a page opens get one kernel, so that none has to be started for each.
+
+    Returns:
+        The cells of the notebook model, as nbformat has them.
+    """
+    page.wait_for_function("() => window.jupyterapp?.shell", timeout=60_000)
+    page.evaluate("() => jupyterapp.started")
+    page.evaluate(OPEN, name)
+    return page.evaluate(MODEL)
+
+
 def cell_problems(cells):
     """List code cells without an execution count and outputs that are errors."""
     for cell in cells:
@@ -186,20 +216,22 @@ def cell_problems(cells):
                 yield f"cell {cell['id']!r} raised {output['ename']}"
 
 
-def picture_problems(page, expected=None):
+def picture_problems(page, expected=None, within="body"):
     """List pictures without a width, and films whose slider changes nothing.
 
     Args:
         page: the open page.
         expected: number of image/png outputs in the notebook model.
+        within: selector of the part of the page that is looked at.
     """
+    part = page.locator(within)
     page.wait_for_function("() => [...document.images].every(i => i.complete)")
     if expected is not None:
-        widths = page.locator(".jp-RenderedImage img").evaluate_all(WIDTHS)
+        widths = part.locator(".jp-RenderedImage img").evaluate_all(WIDTHS)
         if len(widths) != expected:
             yield f"{len(widths)} pictures on the page, {expected} in the model"
         yield from ("a picture has no width" for width in widths if width == 0)
-    for film in page.locator(".animation").all():
+    for film in part.locator(".animation").all():
         picture = film.locator("img")
         before = picture.get_attribute("src")
         film.locator("input[type=range]").evaluate(SLIDE)
@@ -220,7 +252,7 @@ def notebook_problems(page, cells):
     kinds = [output.get("data", {}) for output in outputs]
     # A widget carries a picture for pages without a kernel, and Lab shows the widget.
     pictures = sum("image/png" in kind and WIDGET not in kind for kind in kinds)
-    return [*cell_problems(cells), *picture_problems(page, pictures)]
+    return [*cell_problems(cells), *picture_problems(page, pictures, SHOWN)]
 
 
 def missing_chromium():

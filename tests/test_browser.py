@@ -1,4 +1,10 @@
-"""Every notebook in JupyterLab in a real browser, as a reader meets it."""
+"""Notebooks in JupyterLab in a real browser, as a reader meets them.
+
+Every notebook is shown with what it stores. Running one there is run by
+`make test` for those whose outputs need a kernel or a kind of their own: pictures and
+a film, the explorer, recorded figures. The others print what is stored by
+test_notebooks.py, and run in JupyterLab by `make test-slow`.
+"""
 
 from pathlib import Path
 
@@ -17,6 +23,13 @@ from moba_lab.notebooks.run import stored
 from moba_lab.notebooks.site import title_and_goal, write_site
 
 NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
+RUN_ALWAYS = {"00_tour", "05_pipeline", "10_needle"}
+RUN = [
+    pytest.param(
+        path, id=path.stem, marks=[] if path.stem in RUN_ALWAYS else [pytest.mark.slow]
+    )
+    for path in NOTEBOOKS
+]
 BROKEN = {
     "no-picture": 'from IPython.display import Image\nImage(b"none", format="png")',
     "still-film": (
@@ -40,10 +53,14 @@ def chromium():
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory):
-    """Serve copies without outputs, so what is seen was made here."""
-    folder = tmp_path_factory.mktemp("notebooks")
+    """Serve copies with outputs and, so that what is seen was made here, without."""
+    folder, state = tmp_path_factory.mktemp("notebooks"), tmp_path_factory.mktemp("lab")
+    (folder / "stored").mkdir()
     for path in NOTEBOOKS:
         notebook = nbformat.read(path, as_version=4)
+        # Lab shows no film of a notebook that it does not trust.
+        browser.trust(notebook, state)
+        nbformat.write(notebook, folder / "stored" / path.name)
         for cell in notebook.cells:
             if cell.cell_type == "code":
                 cell.outputs, cell.execution_count = [], None
@@ -53,7 +70,7 @@ def lab(tmp_path_factory):
         notebook = new_notebook(cells=cells, metadata=METADATA)
         nbformat.write(notebook, folder / f"{name}.ipynb")
     nbformat.write(stored_explorer(), folder / "stored.ipynb")
-    with browser.lab_server(folder, tmp_path_factory.mktemp("state")) as address:
+    with browser.lab_server(folder, state) as address:
         yield address
 
 
@@ -70,7 +87,20 @@ def stored_explorer():
     return clean(new_notebook(cells=[cell]), "/")
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebooks_show_in_jupyterlab_what_they_store(chromium, lab):
+    with browser.watched_page(chromium) as (page, problems):
+        page.goto(f"{lab}/lab?reset&token={browser.TOKEN}")
+        for path in NOTEBOOKS:
+            cells = browser.open_in_lab(page, f"stored/{path.name}")
+            found = browser.notebook_problems(page, cells)
+            assert [*found, *problems] == [], path.name
+            assert len(cells) == len(stored(path).notebook.cells)
+            # Films of one code have one name, whatever notebook they are in.
+            page.evaluate(browser.CLEAR)
+        page.evaluate(browser.SHUT_DOWN)
+
+
+@pytest.mark.parametrize("path", RUN)
 def test_notebook_runs_in_jupyterlab(chromium, lab, path):
     with browser.watched_page(chromium) as (page, problems):
         found = browser.lab_problems(page, lab, path.name)
