@@ -37,8 +37,6 @@ COLUMNS = {
     *("experiment", "size", "run", "seed", "command", "date", "device", "cpu"),
     *("torch", "python", "numpy", "precision", "digest", "parameters"),
 }
-MODULE = [sys.executable, "-m", "moba_lab.experiments"]
-QUIET = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
 CONFIG = Config(
     width=16,
     heads=2,
@@ -136,10 +134,14 @@ def test_kill_and_run_again_finish_the_experiment_bit_for_bit(tmp_path, folder):
     first = choose(["trailing"])[0].runs("small")[0].name
     options = ["--only", first, "--steps", "12", "--device", "cpu"]
     options += ["--data", str(folder), "--save-seconds", "0"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    command = [*MODULE, "trailing", *options, "--out"]
-    process = subprocess.Popen([*command, str(killed)], env=environment, **QUIET)
+    command = ["trailing", *options, "--out"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "moba_lab.experiments", *command, str(killed)],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     run = Path("small") / "trailing" / first
     deadline = time.monotonic() + 60
     while not (killed / run / LAST).exists() and time.monotonic() < deadline:
@@ -149,8 +151,7 @@ def test_kill_and_run_again_finish_the_experiment_bit_for_bit(tmp_path, folder):
     step = read_checkpoint(killed / run)[1]["step"]
     assert 0 < step < 12
     assert not results.read(killed / "small" / "trailing.csv")
-    subprocess.run([*command, str(killed)], env=environment, check=True, **QUIET)
-    subprocess.run([*command, str(whole)], env=environment, check=True, **QUIET)
+    assert main([*command, str(killed)]) == main([*command, str(whole)]) == 0
     one, other = (
         results.read(out / "small" / "trailing.csv")[0] for out in (whole, killed)
     )

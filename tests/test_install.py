@@ -168,6 +168,8 @@ def test_a_skip_in_ci_is_a_failure(tmp_path):
     (tmp_path / "conftest.py").write_text((ROOT / "tests/conftest.py").read_text())
     skipped = 'import pytest\n\n\ndef test_it():\n    pytest.skip("no chromium")\n'
     (tmp_path / "test_skipped.py").write_text(skipped)
+    # Stands for the package, which takes seconds to import.
+    (tmp_path / "torch.py").write_text("class cuda:\n    is_available = bool\n")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
     for ci, code in (("", 0), ("true", 1)):
         result = subprocess.run(
