@@ -31,8 +31,8 @@ class Batch:
 def forward(kernel, q, k, v, pack, causal, softmax_scale):
     """Attend with a kernel that takes (batch, heads, M, D); see `_flash.attention`."""
     wide = torch.promote_types(q.dtype, torch.float32)
-    places = len(q) if pack.rows_q is None else len(pack.rows_q)
-    out = q.new_empty(places, *q.shape[1:])
+    count = len(q) if pack.rows_q is None else len(pack.rows_q)
+    out = q.new_empty(count, *q.shape[1:])
     lse = q.new_empty(out.shape[:2], dtype=wide)
     for batch in batches(pack, causal):
         for heads, kv in head_groups(q, k):
@@ -44,11 +44,8 @@ def forward(kernel, q, k, v, pack, causal, softmax_scale):
                 for x in (k, v)
             )
             part = kernel(rows, keys, values, causal, softmax_scale)
-            parts = part[0].transpose(1, 2), part[1].transpose(1, 2)
-            if batch.queries == slice(0, places) and heads == slice(0, q.shape[1]):
-                return tuple(x.flatten(0, 1) for x in parts)
-            put(out[:, heads], batch.queries, parts[0], batch.valid)
-            put(lse[:, heads], batch.queries, parts[1], batch.valid)
+            put(out[:, heads], batch.queries, part[0].transpose(1, 2), batch.valid)
+            put(lse[:, heads], batch.queries, part[1].transpose(1, 2), batch.valid)
     return out, lse
 
 

@@ -13,7 +13,6 @@ from functools import cache
 import torch
 
 from moba_fast import _batches
-from moba_fast.combine import merge
 
 aten = torch.ops.aten
 # What backend "flash" may run, the best first.
@@ -253,8 +252,13 @@ def by_halves(q, k, v, softmax_scale):
     first = cpu_attention(q_a, k_a, v_a, True, softmax_scale)
     own = cpu_attention(q_b, k_b, v_b, True, softmax_scale)
     past = cpu_attention(q_b, k_a, v_a, False, softmax_scale)
-    second = merge(*own, *past)
-    return tuple(torch.cat(x, dim=2) for x in zip(first, second, strict=True))
+    merged = torch.logaddexp(own[1], past[1])
+    out, lse = q.new_empty(q.shape), torch.cat([first[1], merged], dim=2)
+    out[..., :half, :] = first[0]
+    weights = [(x - merged).exp_()[..., None] for x in (own[1], past[1])]
+    second = torch.mul(own[0], weights[0], out=out[..., half:, :])
+    second.addcmul_(past[0], weights[1])
+    return out, lse
 
 
 def cpu_backward(dout, q, k, v, out, lse, causal, softmax_scale):

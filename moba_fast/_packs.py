@@ -7,7 +7,8 @@ from torch.nn.functional import pad
 
 from moba_fast.device import expand_runs
 
-# Query rows that one batch gathers, and how much padding it may carry.
+# Query rows of one batch, whose results should stay in a cache until they are stored,
+# and how much padding it may carry.
 ROWS_PER_BATCH = 2**13
 PADDED_SHARE = 0.125
 
@@ -107,7 +108,7 @@ def similar_runs(sizes, exact):
         padded = sizes[first][1] * (i - first + 1)
         differs = (n, m) != sizes[first] if exact else n != sizes[first][0]
         wasted = padded - rows - m > PADDED_SHARE * padded
-        full = not exact and padded > ROWS_PER_BATCH
+        full = padded > ROWS_PER_BATCH
         if i > first and (differs or wasted or full):
             runs.append((first, i))
             first, rows = i, 0
