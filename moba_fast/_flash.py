@@ -19,8 +19,7 @@ aten = torch.ops.aten
 GPU_KERNELS = ("flash-attn-4", "flash-attn", "aten")
 VARIABLE = "MOBA_FAST_KERNEL"
 LARGEST_HEAD = 256
-# PyTorch's operator for CPUs takes so many keys at a time; fewer than SPLIT_FROM make
-# tiles too small to gain from less work.
+# Keys that PyTorch's operator for CPUs takes together; below SPLIT_FROM halves are slow.
 KEYS_AT_ONCE, SPLIT_FROM = 512, 256
 
 
@@ -230,8 +229,7 @@ def package(kernel):
 def cpu_attention(q, k, v, causal, softmax_scale):
     """Attend with PyTorch's flash operator; as `_batches.plain_attention`."""
     m, n = q.shape[-2], k.shape[-2]
-    exact = q.dtype.itemsize >= 4
-    if causal and exact and m == n and SPLIT_FROM <= n <= KEYS_AT_ONCE:
+    if causal and q.dtype.itemsize > 2 and SPLIT_FROM <= m == n <= KEYS_AT_ONCE:
         return by_halves(q, k, v, softmax_scale)
     q, k, v = map(with_adjacent_elements, (q, k, v))
     return aten._scaled_dot_product_flash_attention_for_cpu(
