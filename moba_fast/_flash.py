@@ -19,7 +19,7 @@ aten = torch.ops.aten
 GPU_KERNELS = ("flash-attn-4", "flash-attn", "aten")
 VARIABLE = "MOBA_FAST_KERNEL"
 LARGEST_HEAD = 256
-# Keys that PyTorch's operator for CPUs takes together; below SPLIT_FROM halves are slow.
+# Keys that PyTorch's operator for CPUs takes at once; below SPLIT_FROM halves are slow.
 KEYS_AT_ONCE, SPLIT_FROM = 512, 256
 
 

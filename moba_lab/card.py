@@ -14,6 +14,7 @@ import numpy as np
 import safetensors.torch
 import torch
 
+from moba_fast.machine import describe_machine
 from moba_lab.data import BOS
 from moba_lab.model import config_json, load_checkpoint
 from moba_lab.probe import definition_recall
@@ -182,7 +183,7 @@ def describe(trainer, command, corpus):
             "seconds": round(trainer.seconds),
             "bytes per second": round(text_bytes / trainer.seconds),
         },
-        "hardware": {"processor": processor(), "threads": trainer.record["threads"]},
+        "hardware": hardware_of(trainer),
         "versions": {
             "python": platform.python_version(),
             "torch": torch.__version__,
@@ -192,14 +193,14 @@ def describe(trainer, command, corpus):
     }
 
 
-def processor():
-    """Return the processor's name as far as the system tells it."""
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
+def hardware_of(trainer):
+    """Name what a model was trained on."""
+    machine = describe_machine(trainer.place.device)
+    return {
+        "device": machine["device"],
+        "processor": machine["cpu"],
+        "threads": trainer.record["threads"],
+    }
 
 
 def write_atomically(path, data):

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 import zlib
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from moba_lab.card import byte_losses, compressed_bits, export, write_atomically
 from moba_lab.data import load_corpus
 from moba_lab.model import Config, Model, load_checkpoint
 from moba_lab.options import command_of, parse_args, parse_stage, settings_of
+from moba_lab.place import Place
 from moba_lab.settings import Stage, learning_rate
 from moba_lab.train import STOPPED, main, make_trainer, train
 from moba_lab.trainer import CURVE, LAST, read_checkpoint
@@ -256,8 +258,12 @@ def test_compressed_bits_are_those_of_the_compressors():
     assert bits["lzma preset 9"]["concatenated"] == round(8 * joined / size, 4)
 
 
-def test_card_names_the_processor():
-    assert card.processor()
+def test_card_names_the_device_and_the_processor(monkeypatch):
+    known = {"device": "NVIDIA H200", "cpu": "Xeon"}
+    monkeypatch.setattr(card, "describe_machine", {"cuda": known}.get)
+    trainer = SimpleNamespace(place=Place("cuda"), record={"threads": 3})
+    expected = {"device": "NVIDIA H200", "processor": "Xeon", "threads": 3}
+    assert card.hardware_of(trainer) == expected
 
 
 def test_ctrl_c_saves_and_resume_finishes_the_same_run(tmp_path, folder):
