@@ -16,7 +16,9 @@ PACKAGES = ("moba_ref", "moba_fast", "moba_lab")
 PROCESSES = multiprocessing.get_context(
     "forkserver" if sys.platform == "linux" else "spawn"
 )
-PROCESSES.set_forkserver_preload(["torch._dynamo", "triton"])
+PROCESSES.set_forkserver_preload(
+    ["torch._dynamo", "triton.language", "hypothesis.strategies", "einops", "pytest"]
+)
 
 
 @dataclass(frozen=True)
@@ -531,6 +533,7 @@ def run_pytest(folder, tests, printed):
     torch.set_num_threads(1)
     # A broken kernel runs in the interpreter: on a GPU it could harm its neighbours.
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
     sys.exit(pytest.main(["-q", "-x", *tests, "-p", "no:cacheprovider"]))
 
 
