@@ -1,5 +1,7 @@
 """Let kernels run without a GPU, and let no skipped test go unnoticed in CI."""
 
+import importlib
+import inspect
 import os
 from importlib.util import find_spec
 from pathlib import Path
@@ -30,6 +32,34 @@ def same_products_on_every_machine():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(np, "matmul", multiply)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def names_of_builtins_are_kept():
+    """Let Triton's interpreter list what it replaces once, not at every call.
+
+    It looks through its whole language whenever a kernel calls a function, which takes
+    a quarter of its time.
+    """
+    if find_spec("triton") is None:
+        yield
+        return
+    interpreter = importlib.import_module("triton.runtime.interpreter")
+    is_builtin, names = interpreter.tl.core.is_builtin, {}
+
+    def patch(package, builder, scope):
+        if package not in names:
+            members = inspect.getmembers(package)
+            names[package] = [name for name, x in members if is_builtin(x)]
+        for name in names[package]:
+            member = getattr(package, name)
+            # False where a caller of this function has replaced it.
+            if is_builtin(member):
+                interpreter._patch_attr(package, name, member, builder, scope)
+
+    with pytest.MonkeyPatch.context() as change:
+        change.setattr(interpreter, "_patch_builtin", patch)
         yield
 
 
