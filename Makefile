@@ -6,9 +6,9 @@ INSTALLED := .venv/.installed
 
 help:
 	@echo "make notebooks   run every notebook, write pages to build/site/index.html"
-	@echo "make test        run all tests, twenty minutes or so"
+	@echo "make test        run all tests but the slow ones, ten to fifteen minutes"
 	@echo "make test-oldest run the tests of transformers models with its version 5.0.0"
-	@echo "make test-slow   run the long searches too"
+	@echo "make test-slow   run the slow ones too: long searches, every notebook in JupyterLab"
 	@echo "make lab         open JupyterLab"
 	@echo "make lint        check style and formatting"
 	@echo "make bench       time moba_fast against dense attention, to build/bench.csv"

@@ -1,9 +1,8 @@
 """Notebooks in JupyterLab in a real browser, as a reader meets them.
 
-Every notebook is shown with what it stores. Running one there is run by
-`make test` for those whose outputs need a kernel or a kind of their own: pictures and
-a film, the explorer, recorded figures. The others print what is stored by
-test_notebooks.py, and run in JupyterLab by `make test-slow`.
+Every notebook is shown with what it stores; test_notebooks.py runs it and compares.
+In JupyterLab `make test` runs those that have something of their own to show: a film,
+the explorer, recorded figures, and a real model. `make test-slow` runs them all.
 """
 
 from pathlib import Path
@@ -23,7 +22,7 @@ from moba_lab.notebooks.run import stored
 from moba_lab.notebooks.site import title_and_goal, write_site
 
 NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
-RUN_ALWAYS = {"00_tour", "05_pipeline", "10_needle"}
+RUN_ALWAYS = {"00_tour", "05_pipeline", "10_needle", "12_real_models"}
 RUN = [
     pytest.param(
         path, id=path.stem, marks=[] if path.stem in RUN_ALWAYS else [pytest.mark.slow]
