@@ -410,6 +410,8 @@ class Package:
 
     forward = staticmethod(_flash.KERNELS["cpu"].forward)
 
+    head_multiple = 8
+
     def backward(self, *arguments):
         self.found = _flash.KERNELS["cpu"].backward(*arguments)
         return self.found
