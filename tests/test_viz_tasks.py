@@ -99,6 +99,9 @@ def test_two_seeds_of_recall_are_named_apart():
     fig = recall.figure(rows(*made))
     assert "blocks of 8, MoBA minus full: -0.10 and -0.90, a seed each" in fig.alt
     assert "10 to 90 %" in fig.finding
+    joined = np.array(fig.axes[0].collections[-1].get_segments())
+    assert joined[:, :, 1].tolist() == [[0.9, 1], [0.1, 1]]
+    assert joined[0, 0, 0] < 8 < joined[1, 0, 0]
 
 
 def test_a_gap_far_beyond_the_others_is_an_arrow_with_its_size():

@@ -60,6 +60,7 @@ def test_the_figure_writes_every_byte_in_its_place():
         assert drawn.get((place % 4 + 0.5, place // 4), " ") == shown
     numbers = [t.get_text() for t in right.texts]
     assert numbers == ["5", "1", "current", "current", "current"]
+    assert [bar.get_width() for bar in right.patches] == [5, 1]
     assert fig.finding == '"f(1)&$" reads block 0 most: "def"'
     assert fig.what_to_see == (
         "6 queries, 19 to 24 (marked), make 12 choices of several blocks each: "

@@ -141,6 +141,8 @@ def test_granularity_is_drawn_by_blocks_and_by_work():
     np.testing.assert_allclose(line(right, "matched", 2).get_xdata(), [34, 36])
     words = [t.get_text() for t in right.texts]
     assert words == ["2/8", "8/32", "7/32"]
+    # Every label leads to the end of its interval, or to the loss where there is none.
+    assert [t.xy[1] for t in right.texts] == [0.05, 0.01, 0.0]
 
 
 def test_laws_are_drawn_through_the_range_of_their_points():
@@ -151,6 +153,12 @@ def test_laws_are_drawn_through_the_range_of_their_points():
     np.testing.assert_allclose(fitted.get_ydata(), 3 * fitted.get_xdata() ** -0.05)
     assert fitted.get_xdata()[[0, -1]] == pytest.approx([1e12, 1e16])
     assert "falls as 3 C^-0.0500, exponent from -0.0600 to -0.0400" in fig.what_to_see
+    full = Law(factor=3.0, exponent=-0.07, exponent_interval=(-0.08, -0.061))
+    both = fits | {("full", "flops"): full}
+    fig = viz.scaling_laws(points, {}, both, AXES, [CLAIM], SOURCE, 0.2)
+    assert "C^-0.070 in full, as C^-0.050 with MoBA" in fig.finding
+    assert fig.finding.endswith("are apart")
+    assert CLAIM in fig.what_to_see
 
 
 def text_row(attention, parameters, losses, **more):
@@ -174,7 +182,9 @@ def test_models_that_know_their_text_by_heart_are_hollow_and_in_no_law():
     # One kind alone makes a size doubtful for both.
     rows[3]["train_loss"] = 1.0
     fig = scaling.figure(rows)
-    assert fig.finding.startswith("3M parameters, MoBA less full attention")
+    assert fig.finding.startswith("Loss falls as C^-0.")
+    assert fig.finding.endswith("with MoBA; 95 % intervals overlap")
+    assert "3M parameters, MoBA less full attention" in fig.what_to_see
     assert "4M parameters" in fig.what_to_see
     hollow = [x for x in fig.axes[0].lines if x.get_markerfacecolor() == "none"]
     assert [list(x.get_xdata()) for x in hollow] == [[4e18], [4e18]]

@@ -1,6 +1,7 @@
 """Picture the loss of settings that differ in the number of blocks."""
 
 import numpy as np
+from matplotlib.transforms import offset_copy
 
 from moba_lab.viz.style import LINE, canvas, finish, name_axes, styled
 from moba_lab.viz.training import LOOKS, explain, finite, plain
@@ -9,6 +10,7 @@ from moba_lab.viz.training import LOOKS, explain, finite, plain
 NOTHING = "no run with blocks yet"
 KINDS = {"paper": "quarter", "work": "matched"}
 SHIFT = {"paper": 0.96, "work": 1.04}
+LEADER = {"arrowstyle": "-", "color": LINE, "lw": 0.8, "shrinkA": 0, "shrinkB": 0}
 
 
 def granularity_curves(curves, claims, source):
@@ -58,22 +60,30 @@ def granularity_curves(curves, claims, source):
 def label(ax, points, name, curves):
     """Write topk / blocks over or under all intervals, above one curve, below another.
 
-    What is in both curves is written once, above; neighbours stand at two heights.
+    What is in both curves is written once, above; neighbours stand at two heights, and
+    a line leads from every label to its interval.
     """
     above = name == "paper"
     known = [point[:2] for point in curves.get("paper", ())]
     shown = [point for point in points if above or point[:2] not in known]
     shown.sort(key=lambda point: point[2])
     low, high = reach(curves)
-    for number, (blocks, topk, work, *_) in enumerate(shown):
+    for number, (blocks, topk, work, loss, *ends) in enumerate(shown):
         away = 3 + 12 * (number % 2)
+        end = ends[above]
         ax.annotate(
             f"{topk}/{blocks}",
-            (100 * work, high if above else low),
-            xytext=(0, away if above else -away),
-            textcoords="offset points",
+            (100 * work, end if np.isfinite(end) else loss),
+            xytext=(100 * work, high if above else low),
+            textcoords=offset_copy(
+                ax.transData, ax.figure, y=away if above else -away, units="points"
+            ),
             ha="center",
             va="bottom" if above else "top",
+            arrowprops=LEADER,
+            # The nearer label hides the line to its neighbour.
+            zorder=4 - number % 2,
+            bbox={"fc": "white", "ec": "none", "pad": 0.5},
         )
 
 

@@ -18,7 +18,8 @@ def scaling_laws(points, apart, laws, axes, claims, source, by_heart):
         laws: dict from (kind, axis) to an object that gives the fitted loss at x, and
             has `exponent` and `exponent_interval`; may be empty.
         axes: dict from axis to its name.
-        claims: sentences about single models; the first one is the title.
+        claims: sentences about single models; the first one is the title where not
+            both kinds have a law.
         source: hardware, versions and dates.
         by_heart: share by which the held-out loss of the models apart at least lies
             above that of training.
@@ -45,7 +46,7 @@ def scaling_laws(points, apart, laws, axes, claims, source, by_heart):
             axis.set_major_locator(FixedLocator(ticks(*axis.get_view_interval())))
             axis.set_major_formatter(FuncFormatter(lambda x, _: short(x)))
         hollow = Line2D([], [], color=LINE, marker="o", ls="", mfc="none")
-        more = f"{100 * by_heart:.0f} % above training"
+        more = f"more than {100 * by_heart:.0f} % above training"
         words = f"knows its text by heart: held-out loss {more}"
         explain(fig, kinds, source, [(hollow, words)] if any(apart.values()) else [])
         return finish(fig, *findings(laws, axes, claims))
@@ -106,14 +107,28 @@ def draw_points(ax, kind, points, fill=None):
 
 
 def findings(laws, axes, claims):
-    """Return title and sentence."""
+    """Return title and sentence; the title compares the exponents of two fits."""
+    first = next(iter(axes))
+    found = {kind: law for (kind, axis), law in laws.items() if axis == first}
     fits = []
-    for (kind, axis), law in laws.items():
-        if axis == next(iter(axes)):
-            low, high = law.exponent_interval
-            fits.append(
-                f"{LOOKS[kind][0]} falls as {short(law.factor)} C^{law.exponent:.4f}, "
-                f"exponent from {low:.4f} to {high:.4f} at 95 %"
-            )
-    title = claims[0] if claims else "Loss against compute, nothing to compare"
-    return title, f"{'; '.join([*fits, *claims[1:]]) or 'no fit yet'}."
+    for kind, law in found.items():
+        low, high = law.exponent_interval
+        fits.append(
+            f"{LOOKS[kind][0]} falls as {short(law.factor)} C^{law.exponent:.4f}, "
+            f"exponent from {low:.4f} to {high:.4f} at 95 %"
+        )
+    title, *claims = claims or ["Loss against compute, nothing to compare"]
+    if {"full", "moba"} <= found.keys():
+        claims = [title, *claims]
+        title = compare_exponents(found["full"], found["moba"])
+    return title, f"{'; '.join([*fits, *claims]) or 'no fit yet'}."
+
+
+def compare_exponents(full, moba):
+    """Say how two laws fall, and whether the intervals of their exponents touch."""
+    lows, highs = zip(full.exponent_interval, moba.exponent_interval, strict=True)
+    apart = max(lows) > min(highs)
+    return (
+        f"Loss falls as C^{full.exponent:.3f} in full, as C^{moba.exponent:.3f} with "
+        f"MoBA; 95 % intervals {'are apart' if apart else 'overlap'}"
+    )

@@ -6,9 +6,7 @@ from matplotlib.patches import Rectangle
 from moba_lab.viz.reading import findings, read_text
 from moba_lab.viz.style import (
     COLOR,
-    HATCH,
     INK,
-    LINE,
     State,
     canvas,
     finish,
@@ -101,13 +99,12 @@ def outline(ax, reading, shown, wide):
 
 
 def draw_reads(ax, reading, shown):
-    """Draw how often every block is read, with the number beside the bar."""
+    """Draw how often past blocks are read, with the number beside the bar."""
     most = max(1, reading.reads.max())
     for y, n in enumerate(shown):
         reads = reading.reads[n]
         if reading.state[n] == State.CURRENT:
-            ax.barh(y, 0.1 * most, color=COLOR[State.CURRENT], hatch=HATCH, ec=LINE)
-            ax.text(0.15 * most, y, "current", va="center")
+            ax.text(0.05 * most, y, "current", va="center")
         elif reads:
             ax.barh(y, reads, height=0.8, color=COLOR[State.SELECTED])
             ax.text(reads + 0.05 * most, y, f"{reads}", va="center")
