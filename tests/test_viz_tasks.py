@@ -173,6 +173,6 @@ def test_head_reads_counts_and_outlines():
     assert "layer 0, head 0 reads the needle's block for 3" in fig.what_to_see
     assert [text.get_text() for text in fig.axes[0].texts] == ["3", "2"]
     fig = viz.head_reads([selected], [16, 17], [0, 3], b"40")
-    assert fig.finding == "No head reads blocks 0 and 3 while '40' is written"
+    assert fig.finding == "No head reads block 0 or 3 while '40' is written"
     with pytest.raises(ValueError, match="got 0 such layers"):
         viz.head_reads([None], [16], [1], b"4")

@@ -214,11 +214,11 @@ def test_granularity_shows_intervals_whole():
     assert high > 0.05
 
 
-def test_a_conversion_is_told_against_the_dense_model_before_it():
+def test_a_conversion_is_told_by_the_gap_on_the_same_weights():
     fig = conversion()
     assert fig.finding == (
-        "The switch costs 0.40 nats at the end of a text; 100 tokens later the loss is "
-        "0.10 above the dense model's"
+        "The switch costs 0.40 nats at the end of a text; 100 tokens later the gap "
+        "on the same weights is 0.20"
     )
     right = fig.axes[1]
     assert [list(x.get_xdata()) for x in right.lines] == [[16, 48]] * 3

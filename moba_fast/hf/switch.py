@@ -40,7 +40,8 @@ def enable(model, block_size=None, topk=None, full_layers=None, decode=None):
 
     What is None stays as the model's configuration has it; without any, it is 4096, 12,
     (-3, -2, -1) and "full", as in the paper's 8B model. Settings are kept in
-    `config.moba`, so that they are saved with the model.
+    `config.moba`, so that they are saved with the model. Of a prompt of at most
+    block_size * topk tokens all blocks are chosen: it is read as in full.
 
     Args:
         model: a causal language model, also one within PEFT.

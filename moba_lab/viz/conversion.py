@@ -35,12 +35,14 @@ def conversion_curves(trailing, positions, length, source):
         Figure.
 
     Raises:
-        ValueError: "moba" is missing, of which the title speaks.
+        ValueError: "moba" or "moba in full" is missing, of which the title speaks.
     """
-    if "moba" not in trailing or not {"before", "switched"} <= set(positions):
+    known = {"moba", "moba in full"} <= set(trailing)
+    if not known or not {"before", "switched"} <= set(positions):
         raise ValueError(
-            "expected trailing losses of 'moba' and losses by position 'before' and "
-            f"when 'switched', got {list(trailing)} and {list(positions)}"
+            "expected trailing losses of 'moba' and 'moba in full', and losses by "
+            f"position 'before' and 'switched', got {list(trailing)} and "
+            f"{list(positions)}"
         )
     with styled():
         fig = canvas(4.9)
@@ -85,13 +87,13 @@ def draw_legend(fig, kinds, source):
 def findings(trailing):
     """Return title and sentence about the ends of the texts."""
     tokens, losses = trailing["moba"]
-    before = trailing.get("moba in full", (tokens, losses))[1][0]
-    lost, left = losses[0] - before, losses[-1] - before
+    in_full = trailing["moba in full"][1]
+    before = in_full[0]
+    lost, left = losses[0] - before, losses[-1] - in_full[-1]
     control = trailing.get("full")
-    side = "above" if left > 0 else "below"
     title = (
         f"The switch costs {lost:.2f} nats at the end of a text; {tokens[-1]:,} tokens "
-        f"later the loss is {abs(left):.2f} {side} the dense model's"
+        f"later the gap on the same weights is {left:.2f}"
     )
     sentence = (
         f"by MoBA the loss goes from {losses[0]:.3f} to {losses[-1]:.3f}, from "

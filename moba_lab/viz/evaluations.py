@@ -134,13 +134,13 @@ def words(curves, size):
         kind: (np.exp(losses[0]), np.exp(losses[-1]))
         for (_, kind), (losses, _) in curves_of(curves, size)
     }
-    title = "; ".join(
-        f"{LOOKS[kind][0]} ends at a perplexity of {last:,.4g}"
-        for kind, (_, last) in ends.items()
+    last_ones = ", ".join(
+        f"{LOOKS[kind][0]} {last:,.4g}" for kind, (_, last) in ends.items()
     )
+    title = f"Perplexity per token at the end: {last_ones}"
     sentence = "; ".join(
-        f"{LOOKS[kind][0]} goes from {first:,.4g} to {last:,.4g} within "
-        f"{length(size)} tokens"
+        f"{LOOKS[kind][0]} goes from a perplexity of {first:,.4g} to {last:,.4g} "
+        f"per token within {length(size)} tokens"
         for kind, (first, last) in ends.items()
     )
     return title, f"{sentence}."

@@ -16,7 +16,6 @@ from moba_lab.viz.style import (
     name_axes,
     styled,
 )
-from moba_lab.viz.words import listed
 
 SHADES = "Blues"
 
@@ -98,7 +97,7 @@ def findings(counts, names, wanted, queries, answer, asked, sought):
     hits = [max(of[block] for block in wanted) for of in counts]
     found = [name for name, hit in zip(names, hits, strict=True) if hit]
     text = answer.decode("latin-1")
-    blocks = f"block{'s' if len(wanted) > 1 else ''} {listed(wanted)}"
+    blocks = f"block {' or '.join(map(str, wanted))}"
     if not found:
         title = f"No head reads {blocks} while {text!r} is written"
     else:
