@@ -288,6 +288,14 @@ def test_another_runs_folder_is_left_alone(run, whole, capsys):
     )
 
 
+def test_help_shows_the_defaults(capsys):
+    with pytest.raises(SystemExit):
+        command.main(["--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    for default in ("build/convert", "paper", "text", 0, 1, 50, 25, 16, "auto"):
+        assert f"(default: {default})" in said
+
+
 def test_a_launcher_of_several_processes_is_refused(run, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert run(tmp_path / "run") == 2

@@ -27,8 +27,18 @@ def make_parser():
         help="a folder of save_pretrained, a hub name, or a .safetensors file of "
         "moba_lab.train --export",
     )
-    add("--out", type=Path, default=Path("build/convert"), help="all files of the run")
-    add("--recipe", choices=RECIPES, default="paper", help="stages, see the README")
+    add(
+        "--out",
+        type=Path,
+        default=Path("build/convert"),
+        help="all files of the run (default: %(default)s)",
+    )
+    add(
+        "--recipe",
+        choices=RECIPES,
+        default="paper",
+        help="stages, see the README (default: %(default)s)",
+    )
     add(
         "--stage",
         nargs="+",
@@ -50,7 +60,11 @@ def add_data(parser):
     add("--data", help="folder of text files; without it, Python's standard library")
     add("--dataset", help="Hugging Face dataset instead, or json:PATH and the like")
     add("--dataset-config", help="name of the dataset's configuration")
-    add("--dataset-column", default="text", help="column that holds the texts")
+    add(
+        "--dataset-column",
+        default="text",
+        help="column that holds the texts (default: %(default)s)",
+    )
     add(
         "--tune",
         metavar="DATASET",
@@ -80,12 +94,18 @@ def add_training(parser):
     add = parser.add_argument
     add("--lora", type=some, metavar="RANK", help="train adapters of this rank only")
     add("--lr", type=float, help="peak learning rate; scaled with the model's size")
-    add("--seed", type=int, default=0)
-    add("--micro-batch", type=some, default=1, help="sequences at once")
+    known = "(default: %(default)s)"
+    add("--seed", type=int, default=0, help=known)
+    add("--micro-batch", type=some, default=1, help=f"sequences at once {known}")
     add("--gradient-checkpointing", action="store_true", help="less memory, more time")
-    add("--save-every", type=some, default=50, help="steps")
-    add("--check-every", type=some, default=25, help="steps between held-out losses")
-    add("--windows", type=some, default=16, help="held-out texts of those")
+    add("--save-every", type=some, default=50, help=f"steps {known}")
+    add(
+        "--check-every",
+        type=some,
+        default=25,
+        help=f"steps between held-out losses {known}",
+    )
+    add("--windows", type=some, default=16, help=f"held-out texts of those {known}")
     add(
         "--stop-gap",
         type=float,
@@ -93,8 +113,12 @@ def add_training(parser):
         "most so many nats above that of full attention, at two checks in a row",
     )
     add("--threads", type=some, help="of the CPU")
-    add("--device", default="auto", help='"cpu", "cuda", or "auto"')
-    add("--precision", default="auto", help='"fp32", "bf16", or "auto": bf16 on a GPU')
+    add("--device", default="auto", help=f'"cpu", "cuda", or "auto" {known}')
+    add(
+        "--precision",
+        default="auto",
+        help=f'"fp32", "bf16", or "auto": bf16 on a GPU {known}',
+    )
     add("--quiet", action="store_true", help="show no progress")
 
 
