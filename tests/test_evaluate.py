@@ -92,6 +92,17 @@ def measured(folder):
     return out
 
 
+def test_a_text_that_is_read_whole_is_warned_of_once(folder, tmp_path, capsys):
+    few = command(folder, tmp_path, "--lengths", "64,65", "--tasks", "loss")
+    few += ["--repeats", "0"]
+    assert measure(few) == 0
+    warning = "in 64 tokens MoBA equals full attention"
+    assert capsys.readouterr().err.count(warning) == 1
+    assert (tmp_path / "report.html").read_text().count(warning) == 1
+    assert measure([*few, "--attention", "full"]) == 0
+    assert warning not in capsys.readouterr().err
+
+
 def test_every_task_has_its_rows(measured):
     rows = results.read(measured / "rows.csv")
     for kind in ("moba", "full"):
@@ -120,7 +131,7 @@ def test_attention_makes_a_difference(measured):
 
 
 def test_rows_that_are_there_are_not_measured_again(
-    measured, folder, tmp_path, monkeypatch
+    measured, folder, tmp_path, monkeypatch, capsys
 ):
     measured = shutil.copytree(measured, tmp_path / "copy")
     before = (measured / "rows.csv").read_bytes()
@@ -132,10 +143,15 @@ def test_rows_that_are_there_are_not_measured_again(
     assert measure(command(folder, measured, "--lengths", "480")) == 0
     assert asked == []
     assert (measured / "rows.csv").read_bytes() == before
+    assert "not on this page" not in (measured / "report.html").read_text()
     more = command(folder, measured, "--lengths", "480", "--tasks", "loss")
     assert measure([*more, "--windows", "3", "--attention", "full"]) == 0
     assert asked == ["loss"]
     assert len(results.read(measured / "rows.csv")) == 22
+    assert "also holds 20 rows of other" in (measured / "report.html").read_text()
+    printed = capsys.readouterr().out
+    assert re.search(r"\nloss, 480 tokens: full \d\.\d{4} ± ", printed)
+    assert "20 more rows there" in printed
 
 
 def test_a_point_without_memory_is_recorded_and_the_others_go_on(
@@ -229,6 +245,7 @@ def test_a_process_killed_before_it_measured_is_not_started_again(
     [
         (["--model", "bare"], "a tokenizer at .*bare.* name another place by --token"),
         (["--model", "nowhere"], "expected a language model at .*nowhere"),
+        (["--model", "a.safetensors"], "first: python -m moba_lab.export a.safetens"),
         (["--lengths", "64,1024"], "at most 512 tokens, the positions .* got 1024"),
         (["--topk", "0"], "expected a number, 1 or more, got 0"),
         (["--tasks", "needle,maze"], "some of needle,ruler,loss,prefill, got 'maze'"),

@@ -29,12 +29,13 @@ class Part:
     alt: str = ""
 
 
-def write_report(rows, folder):
+def write_report(rows, folder, hidden=0):
     """Write `report.html` and its pictures into a folder.
 
     Args:
         rows: list of `moba_lab.experiments.results.Row`, of one model; none, no page.
         folder: path.
+        hidden: how many more rows the file holds, which are not on the page.
 
     Returns:
         path of the page, or None.
@@ -50,16 +51,17 @@ def write_report(rows, folder):
     for name, (data, _) in pictures.items():
         write_atomically(Path(folder) / f"{name}.png", data)
     page = Path(folder) / "report.html"
-    write_atomically(page, report(rows, pictures).encode())
+    write_atomically(page, report(rows, pictures, hidden).encode())
     return page
 
 
-def report(rows, pictures):
+def report(rows, pictures, hidden=0):
     """Return the page as HTML that asks for nothing else.
 
     Args:
         rows: list of `Row`.
         pictures: dict from task to (bytes of a PNG file, its text).
+        hidden: see `write_report`.
     """
     parts = [
         Part(title, what, table(of_task), *inline(*pictures.get(task, (b"", ""))))
@@ -73,7 +75,7 @@ def report(rows, pictures):
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     return template.render(
         title=f"{Path(str(rows[0]['model'])).name}: {kinds}",
-        summary=tables.summary(rows),
+        summary=tables.summary(rows, hidden),
         parts=parts,
         problems=tables.problems(rows),
         answers=tables.answers(rows),

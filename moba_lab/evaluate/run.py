@@ -17,7 +17,7 @@ from moba_fast.machine import describe_machine
 from moba_fast.measure import failure
 from moba_fast.memory import out_of_memory
 from moba_fast.timing import attempt
-from moba_lab.evaluate import answers, losses, texts
+from moba_lab.evaluate import answers, losses, tables, texts
 from moba_lab.evaluate.points import digest_of, is_done, plan, run_name, there
 from moba_lab.evaluate.prefill import prefill
 from moba_lab.evaluate.report import write_report
@@ -167,16 +167,34 @@ def work(options):
             raise
         print(f"error: the model does not fit into memory: {error}", file=sys.stderr)
         return FAILED
+    warn(bench)
     try:
         statuses = run_all(bench)
     except KeyboardInterrupt:
         print("interrupted; the same command goes on", file=sys.stderr)
         return INTERRUPTED
     finally:
-        page = write_report(rows_of(bench), options.out)
+        rows = rows_of(bench)
+        hidden = len(results.read(options.csv)) - len(rows)
+        page = write_report(rows, options.out, hidden)
+    print(*tables.scores(rows), sep="\n")
     good = statuses.count(OK)
     print(f"{good} of {len(statuses)} points are in {options.csv}, see {page}")
+    if hidden:
+        print(f"{hidden} more rows there, of other commands, are not on the page")
     return 0 if good == len(statuses) else FAILED
+
+
+def warn(bench):
+    """Print at which lengths MoBA reads everything, if it is measured there."""
+    options = bench.options
+    warning = tables.whole_texts(options.lengths, bench.subject.settings)
+    if warning and "moba" in options.attention:
+        print(
+            f"warning: {warning} Choose longer --lengths, or a smaller --block-size "
+            f"or --topk.",
+            file=sys.stderr,
+        )
 
 
 def run_all(bench):

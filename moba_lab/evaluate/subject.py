@@ -145,6 +145,12 @@ def load(options, place):
             length is beyond its positions, or its attention cannot be switched.
     """
     name = options.model
+    if name.endswith(".safetensors"):
+        raise ValueError(
+            f"expected a folder of save_pretrained or a hub name, got the file {name}; "
+            f"write a model of this project in that format first: "
+            f"python -m moba_lab.export {name} FOLDER"
+        )
     config = tried(AutoConfig, name, f"a language model at {name}")
     check_lengths(config.get_text_config(decoder=True), options.lengths)
     where = options.tokenizer or name

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from moba_lab.evaluate.options import SETTINGS
 from moba_lab.evaluate.statuses import OK
-from moba_lab.viz.words import BYTES, SECONDS, length, listed, scaled
+from moba_lab.viz.words import BYTES, SECONDS, count, length, listed, scaled
 
 KIND = {"moba": "MoBA", "full": "full"}
 NONE = "–"
@@ -135,8 +135,8 @@ def problems(rows):
     return Table(heads, lines, text=True)
 
 
-def summary(rows):
-    """Return sentences on the page's top."""
+def summary(rows, hidden=0):
+    """Return sentences on the page's top; `hidden` rows are not on it."""
     good = [row for row in rows if row["status"] == OK]
     sizes = listed([length(n) for n in sorted({row["length"] for row in rows})])
     sentences = [
@@ -144,19 +144,63 @@ def summary(rows):
     ]
     moba = next((row for row in rows if row["attention"] == "moba"), None)
     if moba is not None:
-        reach = moba["block_size"] * moba["topk"]
         sentences.append(
             f"MoBA reads {moba['topk']} blocks of {moba['block_size']:,} tokens"
             f"{in_full(moba)}; generated tokens attend "
             f"{'in full' if moba['decode'] == 'full' else 'by MoBA'}."
         )
-        short = sorted({n for n in (r["length"] for r in rows) if n <= reach})
-        if short:
-            sentences.append(
-                f"In {listed([length(n) for n in short])} tokens these blocks are the "
-                f"whole text, so that MoBA is full attention there."
-            )
+        warning = whole_texts([row["length"] for row in rows], moba)
+        sentences += [f"Warning: {warning}"] if warning else []
+    if hidden:
+        sentences.append(
+            f"rows.csv also holds {count(hidden, 'row')} of other commands, such as "
+            f"those of other settings; they are not on this page."
+        )
     return sentences
+
+
+def whole_texts(lengths, settings):
+    """Say at which lengths a query reads every block before it.
+
+    Args:
+        lengths: tokens.
+        settings: block_size and topk of MoBA.
+
+    Returns:
+        a sentence; empty where no length is so short.
+
+    >>> whole_texts([64, 4096], {"block_size": 32, "topk": 3})
+    'in 64 tokens MoBA equals full attention, for 3 blocks of 32 hold the whole text.'
+    """
+    size, topk = settings["block_size"], settings["topk"]
+    short = [length(n) for n in sorted(set(lengths)) if n <= size * topk]
+    if not short:
+        return ""
+    return (
+        f"in {listed(short)} tokens MoBA equals full attention, for {topk} blocks of "
+        f"{size:,} hold the whole text."
+    )
+
+
+def scores(rows):
+    """List one line for every task and length, its result for either attention."""
+    good, lines = [row for row in rows if row["status"] == OK], []
+    for task in TASKS:
+        by_length = {}
+        for (n, kind), found in pairs([r for r in good if r["task"] == task]).items():
+            by_length.setdefault(n, []).append(f"{KIND[kind]} {score(task, found)}")
+        lines += [f"{task}, {length(n)} tokens: {', '.join(x)}"
+                  for n, x in by_length.items()]  # fmt: skip
+    return lines
+
+
+def score(task, rows):
+    """Write the result of one task, length and attention."""
+    if task == "loss":
+        return f"{rows[0]['loss']:.4f}{within(rows[0]['loss_se'])} nats per token"
+    if task == "prefill":
+        return scaled(rows[0]["prefill_median_s"], SECONDS)
+    return percent(rows)
 
 
 def in_full(row):
