@@ -7,7 +7,7 @@ import torch
 
 DEFAULT = 2 * 2**30
 # On a CPU smaller parts are faster: their memory is used again instead of mapped anew.
-BEST_ON_CPU = 2**28
+BEST_ON_CPU = 2**27
 ENOUGH_QUERIES = 2**14
 # Fewer queries at a time would spend their time on launching work.
 FEWEST_QUERIES = 256
