@@ -238,10 +238,10 @@ def cpu_attention(q, k, v, causal, softmax_scale):
 
 
 def by_halves(q, k, v, softmax_scale):
-    """Attend causally as `cpu_attention`, to three quarters of the pairs.
+    """Attend causally as `cpu_attention`, without most scores that a mask would hide.
 
     The operator computes all scores of KEYS_AT_ONCE keys and masks those of later ones.
-    Here the first half of the queries meets no key of the second.
+    Here the first half of the queries meets no key of the second, and so on in halves.
     """
     half = q.shape[-2] // 2
     (q_a, q_b), (k_a, k_b), (v_a, v_b) = (

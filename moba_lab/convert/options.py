@@ -5,6 +5,7 @@ import shlex
 from pathlib import Path
 
 from moba_lab.convert.recipes import RECIPES
+from moba_lab.evaluate.options import layers, some
 from moba_lab.options import parse_stage
 
 # What does not change the run that a command makes.
@@ -128,27 +129,6 @@ def read_stage(text):
         return parse_stage(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
-
-
-def layers(text):
-    """Read a list of layers, empty for none.
-
-    >>> layers("-2,-1"), layers("")
-    ([-2, -1], [])
-    """
-    try:
-        return [int(part) for part in text.split(",") if part]
-    except ValueError:
-        raise argparse.ArgumentTypeError(
-            f"expected numbers of layers, as in -2,-1, got {text!r}"
-        ) from None
-
-
-def some(text):
-    """Read a whole number of at least 1."""
-    if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f"expected a number, 1 or more, got {text!r}")
-    return int(text)
 
 
 def parse_args(argv=None):

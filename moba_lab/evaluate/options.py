@@ -109,9 +109,9 @@ def count(text):
 
 def some(text):
     """Read a whole number of at least 1."""
-    if not count(text):
-        raise argparse.ArgumentTypeError("expected a number, 1 or more, got 0")
-    return count(text)
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"expected a number, 1 or more, got {text}")
+    return int(text)
 
 
 def make_parser():
