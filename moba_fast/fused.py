@@ -39,12 +39,12 @@ def attend(q, k, v, selected, blocks, softmax_scale, limit):
     out, lse = q.new_empty(q.shape), q.new_empty(q.shape[:2], dtype=torch.float32)
     counters = most_counters(limit)
     for part in fused_parts(q, k, blocks.block_size, selected.shape[2], limit):
-        keys, values = k[:, part.heads_k], v[:, part.heads_k]
-        for a, b in part.queries:
-            some_q, chosen, *results = (
-                x[a:b, part.heads] for x in (q, selected, out, lse)
+        keys, values = some_of((k, v), (0, k.shape[0]), part.heads_k)
+        for share in part.queries:
+            some_q, chosen, *results = some_of(
+                (q, selected, out, lse), share, part.heads
             )
-            these = blocks.of_queries(a, b)
+            these = blocks.of_queries(*share)
             lists = build_lists(chosen, these, keys.shape[1], counters)
             inputs = some_q, keys, values
             # No name keeps the results of one share while the next one is computed.
@@ -54,6 +54,22 @@ def attend(q, k, v, selected, blocks, softmax_scale, limit):
                 *(chosen, these, softmax_scale, *results),
             )
     return out, lse
+
+
+def some_of(tensors, share, heads):
+    """Take the tokens from share[0] to share[1] - 1 and some heads of tensors.
+
+    All of a tensor is the tensor itself: a view takes the host as long as a launch.
+
+    Args:
+        tensors: tuple of tensors (tokens, heads, ...), alike in these two axes.
+        share: first token, and one past the last.
+        heads: slice.
+    """
+    whole = tensors[0].shape[:2]
+    if (*share, heads.start, heads.stop) == (0, whole[0], 0, whole[1]):
+        return tensors
+    return [x[slice(*share), heads] for x in tensors]
 
 
 def attend_backward(dout, q, k, v, out, lse, selected, blocks, softmax_scale, limit):
@@ -89,19 +105,18 @@ def differentiate_part(
 
     What it holds is gone when it returns.
     """
-    keys, values = k[:, part.heads_k], v[:, part.heads_k]
-    dk, dv = (
-        torch.zeros(x.shape, dtype=torch.float32, device=x.device)
-        for x in (keys, values)
-    )
-    for a, b in part.queries:
-        these = blocks.of_queries(a, b)
-        some_dout, some_q, some_out, some_lse, chosen, dq = (
-            x[a:b, part.heads] for x in (dout, q, out, lse, selected, results[0])
+    all_keys = (0, k.shape[0]), part.heads_k
+    keys, values = some_of((k, v), *all_keys)
+    dk, dv = k.new_zeros((2, *keys.shape), dtype=torch.float32).unbind()
+    for share in part.queries:
+        these = blocks.of_queries(*share)
+        some_dout, some_q, some_out, some_lse, chosen, dq = some_of(
+            (dout, q, out, lse, selected, results[0]), share, part.heads
         )
         attention_backward(
             *(some_dout, some_q, keys, values, some_out, some_lse, chosen),
             build_lists(chosen, these, keys.shape[1], counters),
             *(these, softmax_scale, dq, dk, dv, True),
         )
-    results[1][:, part.heads_k], results[2][:, part.heads_k] = dk, dv
+    for result, gradient in zip(some_of(results[1:], *all_keys), (dk, dv), strict=True):
+        result.copy_(gradient)
