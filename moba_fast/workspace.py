@@ -104,30 +104,28 @@ def divide(q, k, per_query, per_key, limit, eighths=8):
         limit: bytes that there are.
         eighths: of the limit that these tensors may take.
     """
-    ratio, room = q.shape[1] // k.shape[1], limit * eighths // 8
-    fixed, per_head = per_key * len(k), max(per_key * len(k) + per_query * len(q), 1)
-    group, rows = min(k.shape[1], room // per_head), len(q)
+    n_queries, n_keys, heads_k = q.shape[0], k.shape[0], k.shape[1]
+    ratio, room = q.shape[1] // heads_k, limit * eighths // 8
+    fixed = per_key * n_keys
+    per_head = max(fixed + per_query * n_queries, 1)
+    group, rows = min(heads_k, room // per_head), n_queries
     if q.device.type == "cpu":
         group = min(group, max(1, BEST_ON_CPU // per_head))
         rows = max(BEST_ON_CPU // max(per_query, 1), ENOUGH_QUERIES)
     if group == 0:
         group, rows = 1, min(rows, (room - fixed) // per_query)
-        fewest = min(len(q), FEWEST_QUERIES)
+        fewest = min(n_queries, FEWEST_QUERIES)
         if rows < fewest:
             needed = -(-(fixed + fewest * per_query) * 8 // eighths)
             raise ValueError(
                 f"workspace_bytes={limit} is too small: one key/value head over "
-                f"{len(k)} keys needs {needed} bytes for "
+                f"{n_keys} keys needs {needed} bytes for "
                 f"{fewest} queries at a time; raise workspace_bytes to that or more"
             )
-    cuts = list(pairwise([*range(0, len(q), max(rows, 1)), len(q)]))
+    cuts = list(pairwise([*range(0, n_queries, max(rows, 1)), n_queries]))
     return [
-        Part(
-            slice(h * ratio, min(h + group, k.shape[1]) * ratio),
-            slice(h, min(h + group, k.shape[1])),
-            cuts,
-        )
-        for h in range(0, k.shape[1], group)
+        Part(slice(a * ratio, b * ratio), slice(a, b), cuts)
+        for a, b in pairwise([*range(0, heads_k, group), heads_k])
     ]
 
 

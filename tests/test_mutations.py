@@ -219,22 +219,22 @@ MUTATIONS = [
     Mutation(
         "last share of the queries left out",
         "moba_fast/workspace.py",
-        "pairwise([*range(0, len(q), max(rows, 1)), len(q)])",
-        "pairwise(range(0, len(q) + 1, max(rows, 1)))",
+        "pairwise([*range(0, n_queries, max(rows, 1)), n_queries])",
+        "pairwise(range(0, n_queries + 1, max(rows, 1)))",
         "test_fuzz.py::test_a_workspace_of_the_size_that_the_error_names_is_enough",
     ),
     Mutation(
         "last heads left out where a group is not full",
         "moba_fast/workspace.py",
-        "for h in range(0, k.shape[1], group)",
-        "for h in range(0, k.shape[1] - group + 1, group)",
+        "pairwise([*range(0, heads_k, group), heads_k])",
+        "pairwise(range(0, heads_k + 1, group))",
         "test_fuzz.py::test_parts_of_huge_calls_fit_int32_offsets",
     ),
     Mutation(
         "keys forgotten in what a head needs",
         "moba_fast/workspace.py",
-        "max(per_key * len(k) + per_query * len(q), 1)",
-        "max(per_query * len(q), 1)",
+        "max(fixed + per_query * n_queries, 1)",
+        "max(per_query * n_queries, 1)",
         "test_fuzz.py::test_parts_of_huge_calls_fit_int32_offsets",
     ),
     Mutation(
