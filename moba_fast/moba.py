@@ -93,7 +93,7 @@ def moba_attention(
         *(q, k, v, selected, *offsets, block_size, softmax_scale),
         *(backend, deterministic, workspace_bytes, given),
     )
-    return (out, lse.detach(), selected) if return_aux else out
+    return (out, lse, selected) if return_aux else out
 
 
 def under_autocast(q, k, v):

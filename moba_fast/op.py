@@ -21,6 +21,7 @@ from moba_fast.checks import (
 )
 from moba_fast.combine import combine_lists
 from moba_fast.gate import gate_dtype, pool_keys, select_blocks
+from moba_fast.registration import operator, register_gradient
 from moba_fast.route import route
 from moba_fast.workspace import parts
 
@@ -38,9 +39,8 @@ def without_autocast(function):
     return run
 
 
-@torch.library.custom_op("moba_fast::select", mutates_args=())
 @without_autocast
-def select(
+def run_select(
     q: Tensor,
     k: Tensor,
     cu_seqlens: Tensor | None,
@@ -57,14 +57,16 @@ def select(
     return select_blocks(q, pool_keys(k, blocks), blocks, topk)
 
 
-@select.register_fake
-def _(q, k, cu_seqlens, cu_seqlens_k, block_size, topk, backend):
+def fake_select(q, k, cu_seqlens, cu_seqlens_k, block_size, topk, backend):
+    """Return what `run_select` returns, without data."""
     return q.new_empty((*q.shape[:2], topk), dtype=torch.int32)
 
 
-@torch.library.custom_op("moba_fast::attend", mutates_args=())
+select = operator("select", run_select, fake_select)
+
+
 @without_autocast
-def attend(
+def run_attend(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -118,14 +120,16 @@ def attend_share(q, k, v, selected, blocks, share, softmax_scale, kernel):
     return combine_lists(*current, *past, routing, lists.place_of_pairs())
 
 
-@attend.register_fake
-def _(q, k, v, selected, *options):
+def fake_attend(q, k, v, selected, *options):
+    """Return what `run_attend` returns, without data."""
     return q.new_empty(q.shape), q.new_empty(q.shape[:2], dtype=gate_dtype(q))
 
 
-@torch.library.custom_op("moba_fast::attend_backward", mutates_args=())
+attend = operator("attend", run_attend, fake_attend)
+
+
 @without_autocast
-def attend_backward(
+def run_attend_backward(
     dout: Tensor,
     q: Tensor,
     k: Tensor,
@@ -179,25 +183,42 @@ def differentiate_part(
     results[1][:, part.heads_k], results[2][:, part.heads_k] = dk, dv
 
 
-@attend_backward.register_fake
-def _(dout, q, k, v, *rest):
+def fake_attend_backward(dout, q, k, v, *rest):
+    """Return what `run_attend_backward` returns, without data."""
     return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
 
 
-def setup_context(ctx, inputs, output):
+attend_backward = operator("attend_backward", run_attend_backward, fake_attend_backward)
+
+
+def keep(ctx, inputs, results):
     """Keep what `attend_backward` needs."""
     q, k, v, selected, *ctx.offsets = inputs[:6]
     ctx.options = inputs[6:11]
-    ctx.save_for_backward(q, k, v, *output, selected)
+    ctx.save_for_backward(q, k, v, *results, selected)
+    # No zeros are made for its gradient.
+    ctx.mark_non_differentiable(results[1])
+    ctx.set_materialize_grads(False)
 
 
 def differentiate(ctx, dout, _):
     """Differentiate with respect to q, k and v; the lse has no gradient."""
+    if dout is None:
+        return (None,) * 12
     grads = attend_backward(dout, *ctx.saved_tensors, *ctx.offsets, *ctx.options)
     return *grads, *[None] * 9
 
 
-attend.register_autograd(differentiate, setup_context=setup_context)
+def refuse(ctx, *grads):
+    """Raise: there is no second derivative."""
+    raise RuntimeError(
+        "moba_fast::attend_backward cannot be differentiated: gradients of "
+        "moba_attention have no gradients of their own"
+    )
+
+
+register_gradient(attend, keep, differentiate)
+register_gradient(attend_backward, lambda *_: None, refuse)
 
 
 def fused():

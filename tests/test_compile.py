@@ -273,6 +273,27 @@ def test_a_second_derivative_is_refused():
         torch.autograd.grad(grads[0].sum(), leaves)
 
 
+def test_a_result_without_a_gradient_gives_none():
+    leaves, _, (block_size, topk) = tensors("one sequence", "cpu")
+    out = moba_fast.moba_attention(*leaves, block_size=block_size, topk=topk)
+    # Autograd calls every function on the way, here without a gradient of out.
+    loss = WithoutGradient.apply(out) + sum(x.sum() for x in leaves)
+    for grad in torch.autograd.grad(loss, leaves):
+        assert torch.equal(grad, torch.ones_like(grad))
+
+
+class WithoutGradient(torch.autograd.Function):
+    """Return a number that depends on x but has an undefined gradient."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.sum()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return None
+
+
 def test_lse_and_selected_have_no_gradient():
     leaves, _, (block_size, topk) = tensors("one sequence", "cpu")
     out, lse, selected = moba_fast.moba_attention(

@@ -112,9 +112,9 @@ def test_a_call_takes_what_is_estimated(backward, dtype, D, topk, limit, monkeyp
     with Alive(q, k, v, out, lse, selected) as alive:
         if backward:
             tensors = out, q, k, v, out, lse, selected
-            results = op.attend_backward._init_fn(*tensors, *how)
+            results = op.run_attend_backward(*tensors, *how)
         else:
-            results = op.attend._init_fn(q, k, v, selected, *how, False)
+            results = op.run_attend(q, k, v, selected, *how, False)
     taken = alive.most - sum(x.untyped_storage().nbytes() for x in results)
     part = workspace.parts(q, k, 64, topk, limit, backward)[0]
     per_query, per_key = workspace.bytes_per_row(q, 1, topk, backward)
