@@ -364,6 +364,13 @@ MUTATIONS = [
         "test_kernels_route.py::test_every_pair_is_in_the_list_of_its_block",
     ),
     Mutation(
+        "heads of a group forgotten in where lists begin",
+        "moba_fast/kernels/route.py",
+        "places + i * (ratio * chunks)",
+        "places + i * chunks",
+        "test_kernels_route.py::test_every_pair_is_in_the_list_of_its_block",
+    ),
+    Mutation(
         "pairs of a tile written over each other",
         "moba_fast/kernels/route.py",
         "pairs + free + rank",

@@ -76,15 +76,16 @@ def build_lists(selected, blocks, heads_k, most_counters=MOST_COUNTERS):
     ratio, n_blocks = heads // heads_k, blocks.start.shape[0]
     chunks = query_chunks(n_queries, heads, n_blocks, most_counters)
     chunk_queries = cdiv(n_queries, chunks)
-    # The scan of counts that stand one place later is the first place of each.
     counts = selected.new_zeros(heads * n_blocks * chunks + 1)
     sizes = (n_queries, heads, slots, n_blocks, ratio, chunks, chunk_queries)
     strides, grid = selected.stride()[:2], (chunks * heads,)
-    count_pairs[grid](selected, counts[1:], *strides, *sizes, COUNT_TILE, num_warps=4)
+    count_pairs[grid](selected, counts, *strides, *sizes, COUNT_TILE, num_warps=4)
     places = torch.cumsum(counts, 0, dtype=torch.int32)
-    cu_pairs = places[:: ratio * chunks].clone()
+    cu_pairs = selected.new_empty(n_lists + 1)
     place_pairs[grid](
-        selected, places, pairs, *strides, *sizes, RANK_TILE, num_warps=4, num_stages=1
+        *(selected, places, pairs, cu_pairs, *strides, *sizes, RANK_TILE, MAP_TILE),
+        num_warps=4,
+        num_stages=1,
     )
     return Lists(pairs, cu_pairs, slots)
 
@@ -140,7 +141,8 @@ def count_pairs(
 ):
     """Count the pairs of every list in a chunk of the queries of a head.
 
-    counts is (HK, N, ratio, chunks).
+    counts is 0, then (HK, N, ratio, chunks): the scan over it is the first place of
+    each, and behind them the number of all pairs.
     """
     head, first, queries, counter = chunk_of_program(
         heads, ratio, n_queries, chunks, chunk_queries, n_blocks
@@ -151,7 +153,7 @@ def count_pairs(
         block = load_blocks(
             selected, stride_query, stride_head, head, first, pair, n_pairs, slots
         )
-        place = counts + counter + block * (ratio * chunks)
+        place = counts + 1 + counter + block * (ratio * chunks)
         tl.atomic_add(place, 1, mask=block >= 0, sem="relaxed")
 
 
@@ -160,6 +162,7 @@ def place_pairs(
     selected,
     places,
     pairs,
+    cu_pairs,
     stride_query,
     stride_head,
     n_queries,
@@ -170,15 +173,20 @@ def place_pairs(
     chunks,
     chunk_queries,
     TILE: tl.constexpr,
+    COPY_TILE: tl.constexpr,
 ):
     """Write the pairs of a chunk of the queries of a head into their lists, in order.
 
-    places is (HK, N, ratio, chunks), the next free place of every list for a chunk.
-    Only this program reads and moves those of its chunk.
+    places is (HK, N, ratio, chunks), the next free place of every list for a chunk, and
+    the number of all pairs. Only this program reads and moves those of its chunk.
     """
     head, first, queries, counter = chunk_of_program(
         heads, ratio, n_queries, chunks, chunk_queries, n_blocks
     )
+    if (first == 0) & (head % ratio == 0):
+        copy_first_places(
+            places, cu_pairs, head // ratio, heads, n_blocks, ratio, chunks, COPY_TILE
+        )
     n_pairs = queries * slots
     i = tl.arange(0, TILE)
     block = load_blocks(
@@ -210,6 +218,25 @@ def place_pairs(
         tl.atomic_add(place, 1, mask=block >= 0, sem="relaxed")
         tl.debug_barrier()
         block = following
+
+
+@triton.jit
+def copy_first_places(
+    places, cu_pairs, kv_head, heads, n_blocks, ratio, chunks, TILE: tl.constexpr
+):
+    """Write where the lists of a key/value head begin, before its places move.
+
+    The program of the last one also writes where its last list ends.
+    """
+    begin = kv_head * n_blocks
+    end = begin + n_blocks
+    end += (end * ratio == heads * n_blocks).to(tl.int32)
+    for start in range(begin, end, TILE):
+        i = start + tl.arange(0, TILE)
+        place = tl.load(places + i * (ratio * chunks), mask=i < end, other=0)
+        tl.store(cu_pairs + i, place, mask=i < end)
+    # Nobody else moves what is read here.
+    tl.debug_barrier()
 
 
 def tile_map(lists, rows):
