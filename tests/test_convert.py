@@ -28,6 +28,7 @@ FEW = ["--windows", "2", "--check-every", "2", "--save-every", "2", "--quiet"]
 # Whether the library reads a model's attention from its file.
 READS_ATTENTION = Version(transformers.__version__) >= Version("5.24")
 STAGES = ["--stage", "full:16:2:3", "moba:64:2:6"]
+KINDS = "moba", "full"
 
 
 @pytest.fixture(scope="module")
@@ -171,7 +172,7 @@ def test_the_checks_are_of_the_saved_model(whole, data):
 
 
 def test_the_control_starts_alike_and_never_runs_moba(whole):
-    kinds = {kind: [] for kind in ("moba", "full")}
+    kinds = {kind: [] for kind in KINDS}
     for row in results.read(whole / "checks.csv"):
         kinds[row["run"]].append(row)
     first = [kinds[kind][0]["loss_full"] for kind in kinds]
@@ -355,6 +356,19 @@ def test_all_layers_are_asked_in_full_attention():
     assert not hasattr(dense.config, "moba")
 
 
+def test_recovery_compares_the_same_texts_with_the_control(whole, run, capsys):
+    rows = results.read(whole / "checks.csv")
+    moba, full = ([r for r in rows if (r["run"], r["stage"]) == (k, 2)] for k in KINDS)
+    lost, left, error = checks.recovery(moba, full)
+    assert lost == moba[0]["gap"]
+    expected = moba[-1]["trailing_moba"] - full[-1]["trailing_full"]
+    assert left == pytest.approx(expected, abs=1e-5)
+    each = np.subtract(moba[-1]["ends_moba"], full[-1]["ends_full"])
+    assert error == pytest.approx(np.std(each, ddof=1) / len(each) ** 0.5)
+    assert run(whole, "--control") == 0
+    assert f"after the switch, {left:.3f} +- {error:.3f} now" in capsys.readouterr().out
+
+
 def test_the_figure_says_what_the_rows_hold(whole):
     rows = results.read(whole / "checks.csv")
     drawn = figure(rows)
@@ -362,7 +376,12 @@ def test_the_figure_says_what_the_rows_hold(whole):
     lost = moba[0]["trailing_moba"] - moba[0]["trailing_full"]
     assert f"The switch costs {lost:.2f} nats" in drawn.alt
     assert f"to {moba[-1]['trailing_moba']:.3f}" in drawn.alt
-    left = drawn.axes[0].lines
-    assert [list(x.get_xdata()) for x in left] == [[0, 256, 512, 768]] * 4
+    last = [r for r in rows if r["run"] == "full"][-1]
+    left = moba[-1]["trailing_moba"] - last["trailing_full"]
+    assert f"after 768 tokens {left:.2f} are left" in drawn.alt
+    lines = drawn.axes[0].lines
+    assert [list(x.get_xdata()) for x in lines] == [[0, 256, 512, 768]] * 4
+    alone = figure([row for row in rows if row["run"] == "moba"]).alt
+    assert f"{moba[-1]['gap']:.2f} are left, on the same weights" in alone
     with pytest.raises(ValueError, match="rows of a stage of MoBA"):
         figure([row for row in rows if row["run"] == "full"])

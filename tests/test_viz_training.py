@@ -64,8 +64,9 @@ def granularity():
     return {"paper": paper, "work": work}
 
 
-def conversion():
+def conversion(**more):
     trailing = {"moba": ([0, 100], [1.5, 1.2]), "moba in full": ([0, 100], [1.1, 1.0])}
+    trailing |= more
     parts = {"before": [1.2, 1.1], "switched": [1.2, 1.5], "moba": [1.1, 1.2]}
     return viz.conversion_curves(trailing, parts, 64, SOURCE)
 
@@ -214,12 +215,14 @@ def test_granularity_shows_intervals_whole():
     assert high > 0.05
 
 
-def test_a_conversion_is_told_by_the_gap_on_the_same_weights():
+def test_a_conversion_is_told_by_the_control_or_by_the_same_weights():
     fig = conversion()
     assert fig.finding == (
-        "The switch costs 0.40 nats at the end of a text; 100 tokens later the gap "
-        "on the same weights is 0.20"
+        "The switch costs 0.40 nats at the end of a text; after 100 tokens 0.20 are "
+        "left, on the same weights"
     )
+    beside = conversion(full=([0, 100], [1.1, 0.9])).finding
+    assert beside.endswith("0.30 are left, beside a model trained on in full")
     right = fig.axes[1]
     assert [list(x.get_xdata()) for x in right.lines] == [[16, 48]] * 3
     with pytest.raises(ValueError, match="expected trailing losses of 'moba'"):

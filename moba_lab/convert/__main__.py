@@ -43,7 +43,7 @@ def main(argv=None):
     except (ImportError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    report(args, jobs)
+    report(jobs)
     return 0
 
 
@@ -189,6 +189,7 @@ def keep_rows(name, job):
         **job.settings,
         "lora": job.args.lora,
         "lr": job.rate,
+        "seed": job.args.seed,
         "data": job.args.dataset or job.args.data or "standard library",
         "precision": job.place.precision,
         **describe_machine(job.place.device),
@@ -218,17 +219,10 @@ def checks_of(job):
     ]
 
 
-def report(args, jobs):
-    """Say what was reached, and where the model lies."""
+def report(jobs):
+    """Say what was reached, and where the models lie."""
+    print(checks.summary(*(checks_of(job) for _, job in jobs)))
     for name, job in jobs:
-        rows = checks_of(job)
-        sparse = [row for row in rows if row["trained"] != "full"]
-        if sparse:
-            last = [row for row in sparse if row["stage"] == sparse[-1]["stage"]]
-            print(checks.verdict(last))
-        else:
-            first, last = rows[0]["trailing_full"], rows[-1]["trailing_full"]
-            print(f"{name}: trailing loss in full {first:.3f}, then {last:.3f}")
         print(f"{name}: {job.model_of(len(job.stages) - 1)}")
 
 

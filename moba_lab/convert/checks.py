@@ -46,28 +46,45 @@ def columns(losses):
         losses: "full" and "moba" -> (W, S - 1) nats.
 
     Returns:
-        dict: for either kind `loss_KIND`, `trailing_KIND` (the last sixteenth) and
-        `parts_KIND` (means over equal parts of the text); `gap`, by how much MoBA's
-        trailing loss is above full attention's, and `gap_se`, its standard error over
-        windows, which are the same for both.
+        dict: for either kind `loss_KIND`, `trailing_KIND` (the last sixteenth),
+        `ends_KIND` (the same of every window) and `parts_KIND` (means over equal parts
+        of the text); `gap`, by how much MoBA's trailing loss is above full attention's,
+        and `gap_se`, its standard error over windows, which are the same for both.
 
     >>> found = columns({"full": np.zeros((2, 32)), "moba": np.ones((2, 32))})
     >>> found["trailing_moba"], found["gap"], found["gap_se"]
     (1.0, 1.0, 0.0)
     """
-    found, ends = {}, {}
+    found = {}
     for kind, of_kind in losses.items():
         count = of_kind.shape[1]
-        ends[kind] = of_kind[:, -max(1, count // TRAILING) :].mean(1)
+        ends = of_kind[:, -max(1, count // TRAILING) :].mean(1)
         cuts = np.array_split(np.arange(count), min(PARTS, count))
         found[f"loss_{kind}"] = float(of_kind.mean())
-        found[f"trailing_{kind}"] = float(ends[kind].mean())
+        found[f"trailing_{kind}"] = float(ends.mean())
+        found[f"ends_{kind}"] = ends.tolist()
         found[f"parts_{kind}"] = [float(of_kind[:, cut].mean()) for cut in cuts]
-    gaps = ends["moba"] - ends["full"]
-    spread = np.std(gaps, ddof=1) / len(gaps) ** 0.5 if len(gaps) > 1 else None
-    found["gap"] = float(gaps.mean())
-    found["gap_se"] = None if spread is None else float(spread)
+    found["gap"], found["gap_se"] = paired(found["ends_moba"], found["ends_full"])
     return found
+
+
+def paired(ends, others):
+    """Return the mean difference of losses on the same windows, and its standard error.
+
+    Args:
+        ends: (W,) losses.
+        others: (W,) those to subtract.
+
+    Returns:
+        mean, and its standard error, None for one window.
+
+    >>> paired([3.0, 5.0], [2.0, 2.0])
+    (2.0, 1.0)
+    """
+    gaps = np.subtract(ends, others)
+    count = len(gaps)
+    error = float(np.std(gaps, ddof=1) / count**0.5) if count > 1 else None
+    return float(gaps.mean()), error
 
 
 def may_stop(rows, gap):
@@ -101,4 +118,81 @@ def verdict(rows):
         f"{error:.3f} now, {trend};\n"
         f"  in full {first['trailing_full']:.3f} before, "
         f"{last['trailing_full']:.3f} now"
+    )
+
+
+def summary(rows, control=()):
+    """Say what the stages of a run have reached.
+
+    Args:
+        rows: of all checks of a run.
+        control: of all checks of its control; none: there is none.
+
+    >>> rows = [{"stage": 1, "trained": "full", "length": 64, "trailing_full": 2.0}]
+    >>> print(summary([*rows, rows[0] | {"trailing_full": 1.5}]))
+    stage 1, 64 tokens, full: trailing loss 2.000, then 1.500
+    """
+    lines = []
+    for stage in sorted({row["stage"] for row in rows}):
+        first, *_, last = [row for row in rows if row["stage"] == stage] * 2
+        column = "trailing_full" if last["trained"] == "full" else "trailing_moba"
+        lines.append(
+            f"stage {stage}, {last['length']:,} tokens, {last['trained']}: trailing "
+            f"loss {first[column]:.3f}, then {last[column]:.3f}"
+        )
+    sparse = last_stage(rows)
+    if sparse:
+        lines.append(verdict(sparse))
+    if sparse and control:
+        stage = sparse[0]["stage"]
+        lines.append(compared(sparse, [r for r in control if r["stage"] == stage]))
+    return "\n".join(lines)
+
+
+def last_stage(rows):
+    """Return the rows of the last stage with MoBA; none where there is no such stage.
+
+    >>> last_stage([{"stage": 1, "trained": "moba"}, {"stage": 2, "trained": "full"}])
+    [{'stage': 1, 'trained': 'moba'}]
+    """
+    stages = [row["stage"] for row in rows if row["trained"] != "full"]
+    return [row for row in rows if stages and row["stage"] == stages[-1]]
+
+
+def recovery(rows, control):
+    """Compare a stage of MoBA with the same training in full.
+
+    What counts in the end is not what MoBA costs on its own weights, but on which loss
+    a model ends that was trained with it, beside one that never was.
+
+    Args:
+        rows: of the stage's checks, the first one right after the switch.
+        control: of the same stage of the control.
+
+    Returns:
+        lost: by how much the switch raised the trailing loss, nats per token.
+        left: by how much MoBA's model, read by MoBA, ends above the control in full.
+        error: standard error of `left` over windows, None for one window.
+
+    >>> rows = [{"gap": 0.2}, {"ends_moba": [1.1, 1.3]}]
+    >>> recovery(rows, [{}, {"ends_full": [1.0, 1.2]}])
+    (0.2, 0.10000000000000009, 0.0)
+    """
+    left, error = paired(rows[-1]["ends_moba"], control[-1]["ends_full"])
+    return rows[0]["gap"], left, error
+
+
+def compared(rows, control):
+    """Say in a sentence what `recovery` found.
+
+    >>> rows = [{"gap": 0.2}, {"ends_moba": [1.1, 1.3]}]
+    >>> print(compared(rows, [{}, {"ends_full": [1.0, 1.3]}]))
+    trailing loss by MoBA above that of the control, trained on in full:
+      0.200 nats after the switch, 0.050 +- 0.050 now, 75 % less
+    """
+    lost, left, error = recovery(rows, control)
+    less = f", {100 * (1 - left / lost):.0f} % less" if lost > 0 else ""
+    return (
+        "trailing loss by MoBA above that of the control, trained on in full:\n"
+        f"  {lost:.3f} nats after the switch, {left:.3f} +- {error or 0:.3f} now{less}"
     )

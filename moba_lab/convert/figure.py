@@ -1,5 +1,7 @@
 """Make the figure of a conversion from its recorded rows."""
 
+import numpy as np
+
 from moba_lab import viz
 from moba_lab.experiments import results
 
@@ -40,6 +42,22 @@ def figure(rows):
         positions["full"] = full[-1]["parts_full"]
     source = f"{results.source(rows)}, transformers {rows[0]['transformers']}"
     return viz.conversion_curves(trailing, positions, moba[0]["length"], source)
+
+
+def by_position(found, length, source):
+    """Draw the losses of a switched model along the context, by MoBA and in full.
+
+    Args:
+        found: from `moba_lab.convert.checks.measure`.
+        length: tokens of the windows.
+        source: what was measured on.
+
+    Returns:
+        Figure.
+    """
+    nats = {kind: np.array(found[f"parts_{kind}"]) for kind in ("full", "moba")}
+    curves = {(length, kind): (x, x / np.log(2)) for kind, x in nats.items()}
+    return viz.loss_curves(curves, source)
 
 
 def series(rows, column):

@@ -88,17 +88,16 @@ def findings(trailing):
     """Return title and sentence about the ends of the texts."""
     tokens, losses = trailing["moba"]
     in_full = trailing["moba in full"][1]
-    before = in_full[0]
-    lost, left = losses[0] - before, losses[-1] - in_full[-1]
-    control = trailing.get("full")
-    title = (
-        f"The switch costs {lost:.2f} nats at the end of a text; {tokens[-1]:,} tokens "
-        f"later the gap on the same weights is {left:.2f}"
-    )
-    sentence = (
-        f"by MoBA the loss goes from {losses[0]:.3f} to {losses[-1]:.3f}, from "
-        f"{before:.3f} in full before the switch"
-    )
+    before, control = in_full[0], trailing.get("full")
+    title = f"The switch costs {losses[0] - before:.2f} nats at the end of a text; "
+    title += f"after {EngFormatter(places=0, sep='')(tokens[-1])} tokens "
+    sentence = f"the loss by MoBA goes from {losses[0]:.3f} to {losses[-1]:.3f}"
     if control:
-        sentence += f"; trained on in full instead it ends at {control[1][-1]:.3f}"
+        left = losses[-1] - control[1][-1]
+        title += f"{left:.2f} are left, beside a model trained on in full"
+        sentence += f"; of a model trained on in full, in full, from {before:.3f} to "
+        sentence += f"{control[1][-1]:.3f}"
+    else:
+        title += f"{losses[-1] - in_full[-1]:.2f} are left, on the same weights"
+        sentence += f", from {before:.3f} in full before the switch"
     return title, sentence + "."
