@@ -3,12 +3,13 @@
 import math
 
 import torch
-from torch.nn.functional import pad
+from torch.nn.functional import embedding_bag, pad
 
 from moba_fast.device import capturing
 
-# Scores held at once by select_blocks: 16 MiB of float32.
-SCORES_PER_CHUNK = 2**22
+# Scores held at once by select_blocks: 16 MiB of float32, on a CPU 4 MiB, so that they
+# are still in a cache when the next operation reads them.
+SCORES_PER_CHUNK, SCORES_PER_CHUNK_ON_CPU = 2**22, 2**20
 # Scores closer than this many times eps |q| |k_mean| are tied. It is chosen, not a
 # bound: two sums of the same D products, added in different orders, are at most D eps
 # |q| |k_mean| apart (D eps / 2 each from the exact sum), but so wide a margin would tie
@@ -34,6 +35,11 @@ def pool_keys(k, blocks):
     if len(blocks.start) == 0:
         return keys.new_zeros(0, *k.shape[1:])
     lengths = blocks.end - blocks.start
+    if keys.dtype == torch.float32 and keys.device.type == "cpu":
+        # Sums in the same order as below, but on all threads and by whole vectors.
+        key = torch.arange(len(keys))
+        sums = embedding_bag(key, keys.flatten(1), blocks.start, mode="sum")
+        return (sums / lengths[:, None]).view(-1, *k.shape[1:])
     # `unsafe` skips a check of the lengths for which the host would wait.
     return torch.segment_reduce(keys, "mean", lengths=lengths, axis=0, unsafe=True)
 
@@ -88,7 +94,7 @@ def select_blocks(q, k_mean, blocks, topk):
 
 
 def query_chunks(q, blocks, topk):
-    """Cut the queries into chunks whose scores fit into SCORES_PER_CHUNK.
+    """Cut the queries into chunks of at most SCORES_PER_CHUNK scores.
 
     Yields:
         a, b, low, high: queries a to b - 1 may read no past block but low to high - 1.
@@ -96,7 +102,9 @@ def query_chunks(q, blocks, topk):
     n_blocks = len(blocks.start)
     if topk == 1 or len(q) == 0:
         return
-    rows = max(1, SCORES_PER_CHUNK // max(1, q.shape[1] * n_blocks))
+    on_cpu = q.device.type == "cpu"
+    scores = SCORES_PER_CHUNK_ON_CPU if on_cpu else SCORES_PER_CHUNK
+    rows = max(1, scores // max(1, q.shape[1] * n_blocks))
     cuts = [*range(0, len(q), rows), len(q)]
     bounds = [(0, n_blocks)] * (len(cuts) - 1)
     if not capturing(q):

@@ -112,7 +112,7 @@ class LargestTensor(TorchDispatchMode):
 
 
 def test_scores_never_exist_all_at_once(monkeypatch):
-    monkeypatch.setattr("moba_fast.gate.SCORES_PER_CHUNK", 2**14)
+    monkeypatch.setattr("moba_fast.gate.SCORES_PER_CHUNK_ON_CPU", 2**14)
     S, H, block_size = 4096, 2, 8
     generator = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(S, H, 4, generator=generator) for _ in range(3))

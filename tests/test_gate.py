@@ -127,7 +127,7 @@ def test_chunks_do_not_change_the_choice(case):
     k_mean = gate.pool_keys(k, blocks)
     whole = gate.select_blocks(q, k_mean, blocks, case.topk)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gate, "SCORES_PER_CHUNK", 8)
+        patch.setattr(gate, "SCORES_PER_CHUNK_ON_CPU", 8)
         assert torch.equal(gate.select_blocks(q, k_mean, blocks, case.topk), whole)
 
 
