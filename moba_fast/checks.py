@@ -24,13 +24,13 @@ def check_tensors(q, k, v):
                 f"{name} must be (tokens, heads, head dimension), got shape "
                 f"{tuple(x.shape)}; pack a batch with cu_seqlens"
             )
-    dtypes = {name: str(x.dtype).removeprefix("torch.") for name, x in named.items()}
-    if len(set(dtypes.values())) > 1 or q.dtype not in DTYPES:
+    if not q.dtype == k.dtype == v.dtype or q.dtype not in DTYPES:
+        dtypes = {n: str(x.dtype).removeprefix("torch.") for n, x in named.items()}
         raise TypeError(
             f"q, k and v must share one dtype, float64, float32, bfloat16 or float16; "
             f"got {dtypes}; cast them to one of these"
         )
-    if len({x.device for x in named.values()}) > 1:
+    if not q.device == k.device == v.device:
         devices = {name: str(x.device) for name, x in named.items()}
         raise ValueError(f"q, k and v must be on one device, got {devices}")
     check_shapes(q, k, v)

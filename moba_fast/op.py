@@ -3,7 +3,7 @@
 Inside the operators sizes depend on data; outside, all shapes follow from the inputs.
 """
 
-from functools import wraps
+from functools import cache, wraps
 from importlib import import_module
 
 import torch
@@ -221,6 +221,7 @@ register_gradient(attend, keep, differentiate)
 register_gradient(attend_backward, lambda *_: None, refuse)
 
 
+@cache
 def fused():
     """Import the path of the Triton kernels, which needs Triton, where it is taken."""
     return import_module("moba_fast.fused")

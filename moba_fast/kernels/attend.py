@@ -56,19 +56,11 @@ def attend_past(q, k, v, lists, blocks, softmax_scale):
     kernel[(list_of_tile.shape[0],)](
         *(q, *(described or (k, v)), out, lse),
         *(lists.pairs, lists.cu_pairs, list_of_tile, first_tile, blocks.start),
-        *(x.stride()[:2] for x in (q, k, v)),
+        *(q.stride()[:2], k.stride()[:2], v.stride()[:2]),
         *(blocks.start.shape[0], block_size, softmax_scale * LOG2E.value),
-        SLOTS=lists.slots,
-        HEADS=q.shape[1],
-        D=D,
-        WIDTH=padded(D),
-        ROWS=tiling.rows,
-        KEYS=tiling.keys,
-        TILES=tiling.tiles,
-        STAGES=tiling.stages,
-        EVEN=block_size % tiling.keys == 0,
-        DESCRIBED=described is not None,
-        PRECISION=precision(q.dtype),
+        *(lists.slots, q.shape[1], D, padded(D)),
+        *(tiling.rows, tiling.keys, tiling.tiles, tiling.stages),
+        *(block_size % tiling.keys == 0, described is not None, precision(q.dtype)),
         **tiling.options,
     )
     return out, lse

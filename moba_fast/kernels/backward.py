@@ -27,6 +27,8 @@ PART_ROWS_PER_KEY = 16
 LARGEST_TILE = 128
 # Keys that one program of `add_sums_kernel` takes; a power of two.
 SUM_ROWS = 16
+# Tiles of its sums under way at once, plus one.
+SUM_STAGES = 4
 
 
 def attention_backward(
@@ -143,10 +145,7 @@ def query_stats(dout, out, lse):
     rows = 4096 // width
     stats_kernel[(cdiv(n_queries * heads, rows),)](
         *(dout, out, lse, stats, *strides(dout, out, lse), n_queries),
-        HEADS=heads,
-        D=size,
-        WIDTH=width,
-        ROWS=rows,
+        *(heads, size, width, rows),
     )
     return stats
 
@@ -188,12 +187,9 @@ def add_lists(inputs, lists, tiling, mode, past, dk, dv):
         *(*inputs.tensors, lists.pairs, lists.cu_pairs, list_of_tile, first_tile),
         *(blocks.start, past, dk, dv, sums, *inputs.strides, *strides(dk, dv)),
         *(inputs.softmax_scale, q.shape[0], n_blocks, blocks.block_size, part_rows),
-        key_tiles,
-        HEADS=q.shape[1],
-        SLOTS=lists.slots,
-        EVEN=blocks.block_size % tiling.keys == 0,
-        DQ=mode,
-        **constants(q, tiling),
+        *(key_tiles, q.shape[1], lists.slots, *tile_constants(q, tiling)),
+        *(blocks.block_size % tiling.keys == 0, mode),
+        **tiling.options,
     )
     if most_sums:
         rows = min(SUM_ROWS, padded_keys)
@@ -201,10 +197,7 @@ def add_lists(inputs, lists, tiling, mode, past, dk, dv):
         add_sums_kernel[grid](
             *(sums, lists.cu_pairs, blocks.start, blocks.end, dk, dv),
             *(*strides(dk, dv), n_blocks, part_rows, padded_keys),
-            D=q.shape[2],
-            WIDTH=padded(q.shape[2]),
-            ROWS=rows,
-            STAGES=4,
+            *(q.shape[2], padded(q.shape[2]), rows, SUM_STAGES),
         )
 
 
@@ -216,10 +209,9 @@ def differentiate_pairs(inputs, lists, tiling, past):
         *(*inputs.tensors, lists.pairs, lists.cu_pairs, list_of_tile, first_tile),
         *(blocks.start, past, *inputs.strides, inputs.softmax_scale),
         *(q.shape[0], blocks.start.shape[0], blocks.block_size),
-        HEADS=q.shape[1],
-        SLOTS=lists.slots,
-        EVEN=blocks.block_size % tiling.keys == 0,
-        **constants(q, tiling),
+        *(q.shape[1], lists.slots, *tile_constants(q, tiling)),
+        blocks.block_size % tiling.keys == 0,
+        **tiling.options,
     )
 
 
@@ -231,8 +223,8 @@ def differentiate_current(inputs, tiling, dk, dv):
         *(*inputs.tensors, inputs.blocks.cu_queries, blocks.position),
         *(blocks.start, blocks.end, dk, dv, *inputs.strides, *strides(dk, dv)),
         *(inputs.softmax_scale, q.shape[0], n_blocks, key_tiles),
-        RATIO=q.shape[1] // k.shape[1],
-        **constants(q, tiling),
+        *(q.shape[1] // k.shape[1], *tile_constants(q, tiling)),
+        **tiling.options,
     )
 
 
@@ -244,21 +236,13 @@ def finish_queries(inputs, selected, past, mode, tiling, dq):
         *(*inputs.tensors, selected, dq if past is None else past),
         *(inputs.blocks.cu_queries, blocks.position, blocks.start, dq, *inputs.strides),
         *(*strides(selected, dq), inputs.softmax_scale, q.shape[0], query_tiles),
-        HEADS=q.shape[1],
-        RATIO=q.shape[1] // k.shape[1],
-        SLOTS=selected.shape[2] - 1,
-        DQ=mode,
-        **constants(q, tiling),
+        *(q.shape[1], q.shape[1] // k.shape[1], selected.shape[2] - 1),
+        *(*tile_constants(q, tiling), mode),
+        **tiling.options,
     )
 
 
-def constants(q, tiling):
-    """Return the compile-time arguments and options that a tiling decides."""
-    return {
-        "D": q.shape[2],
-        "WIDTH": padded(q.shape[2]),
-        "ROWS": tiling.rows,
-        "KEYS": tiling.keys,
-        "STAGES": tiling.stages,
-        **tiling.options,
-    }
+def tile_constants(q, tiling):
+    """Return what kernels know of their tiles when compiled: D, WIDTH, ROWS, ..."""
+    size = q.shape[2]
+    return size, padded(size), tiling.rows, tiling.keys, tiling.stages

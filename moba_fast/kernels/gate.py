@@ -12,6 +12,7 @@ the lower block.
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import product
 
 import torch
@@ -50,6 +51,7 @@ class Config:
     num_warps: int
 
 
+@lru_cache
 def config(dtype, D, rows, family):
     """Choose the tile for a dtype, D dimensions and rows that read the same blocks.
 
@@ -108,7 +110,7 @@ def select_blocks(q, k_mean, blocks, topk):
         selected: (S, H, topk) int32.
     """
     (n_queries, heads, D), heads_k = q.shape, k_mean.shape[1]
-    selected = torch.empty(n_queries, heads, topk, dtype=torch.int32, device=q.device)
+    selected = q.new_empty((n_queries, heads, topk), dtype=torch.int32)
     if topk == 1 or selected.numel() == 0:
         return selected.copy_(blocks.of_query[:, None, None].expand_as(selected))
     if q.stride(2) != 1:
@@ -118,10 +120,9 @@ def select_blocks(q, k_mean, blocks, topk):
     sequences = max(1, blocks.cu_seqlens.shape[0] - 1)
     tile = config(q.dtype, D, n_rows // sequences, gpu_family())
     means, norms = split_means(k_mean, q.dtype, tile)
-    passes = cdiv(slots, MOST_KEPT)
-    worst = torch.empty(
-        n_queries if passes > 1 else 0, heads, dtype=torch.int64, device=q.device
-    )
+    passes, worst = cdiv(slots, MOST_KEPT), None
+    if passes > 1:
+        worst = q.new_empty((n_queries, heads), dtype=torch.int64)
     kept = max(2, power_of_2(min(slots, MOST_KEPT)))
     grid = (cdiv(n_rows, tile.rows) * heads_k,)
     for first in range(0, slots, MOST_KEPT):

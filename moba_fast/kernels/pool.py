@@ -1,6 +1,7 @@
 """Average the keys of every block in one pass over them."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 import triton
@@ -22,6 +23,7 @@ class Config:
     num_warps: int
 
 
+@lru_cache
 def config(D):
     """Choose the tile for heads of D dimensions: 8192 elements, or 64 keys.
 
@@ -55,7 +57,7 @@ def pool_keys(k, blocks):
     n_blocks, (heads, D) = blocks.start.shape[0], k.shape[1:]
     if k.stride(2) != 1:
         k = k.contiguous()
-    k_mean = torch.empty(n_blocks, heads, D, dtype=torch.float32, device=k.device)
+    k_mean = k.new_empty((n_blocks, heads, D), dtype=torch.float32)
     if k_mean.numel() == 0:
         return k_mean
     tile = config(D)

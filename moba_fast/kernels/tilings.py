@@ -5,12 +5,14 @@ share a multiprocessor where they fit, so that one computes while the other one 
 """
 
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cache, lru_cache
 
 import torch
 import triton
 
 FAMILIES = ("hopper", "ampere", "amd")
+# Triton, too, reads it when kernels are defined.
+INTERPRETED = triton.knobs.runtime.interpret
 
 
 @dataclass(frozen=True)
@@ -94,8 +96,14 @@ PAIRS = 1024
 
 def gpu_family():
     """Name the family of the current GPU; the interpreter takes the newest one."""
-    if triton.knobs.runtime.interpret:
+    if INTERPRETED:
         return "hopper"
+    return family_of(triton.runtime.driver.active.get_current_device())
+
+
+@cache
+def family_of(device):
+    """Name the family of the GPU that is current: Triton asks PyTorch each time."""
     target = triton.runtime.driver.active.get_current_target()
     if target.backend != "cuda":
         return "amd"
