@@ -14,19 +14,20 @@ from moba_fast.kernels import gate, pool
 FEW_BYTES = 16
 # Products of float32 are unrolled: those of 256 elements did not fit with any tile.
 WIDE_FLOAT32_BYTES = 128
-# Blocks of one part and of several, prefill with one pass and with two, a decoding
-# step, and lists.
+# Blocks of one part and of several, prefill with one pass and with two, the second one
+# with more blocks than a program scales, a decoding step, and lists.
 COMMON = [
     ("pool_keys", {"dtype": "bfloat16", "D": 128, "block_size": 128}),
     ("pool_keys", {"dtype": "float32", "D": 80, "block_size": 5000}),
     ("select_blocks", {"dtype": "bfloat16", "D": 128, "topk": 12}),
-    ("select_blocks", {"dtype": "float16", "D": 64, "topk": 40}),
+    ("select_blocks", {"dtype": "float16", "D": 64, "topk": 40, "block_size": 2}),
     ("select_blocks", {"dtype": "bfloat16", "D": 128, "tokens": 1}),
     ("build_lists", {"ratio": 4, "topk": 8}),
 ]
 DTYPES = ("bfloat16", "float16", "float32")
+MANY_BLOCKS = {"block_size": 2, "topk": 33}
 EVERY = [("pool_keys", {"D": D}) for D in pool.configurations()] + [
-    ("select_blocks", {"dtype": dtype, "D": D, "tokens": rows, "topk": 33})
+    ("select_blocks", {"dtype": dtype, "D": D, "tokens": rows, **MANY_BLOCKS})
     for dtype, D, rows in product(DTYPES, (16, 32, 64, 128, 256), (16, 64, 128))
 ]
 

@@ -27,18 +27,20 @@ def split_means(k_mean, dtype, tile):
 
     Returns:
         means: (parts, HK, N', width) of dtype, N' being N padded to whole tiles.
-        norms: (2, HK) int32, the bits of float32: the largest |k_mean|, and the largest
-            squared norm of a scaled mean. Numbers that are not finite do not count.
+        norms: (2, HK) int32, the bits of float32: the largest |k_mean|, undefined where
+            one program sees all of a head, and the largest squared norm of a scaled
+            mean. Numbers that are not finite do not count.
     """
     n_blocks, heads, D = k_mean.shape
     padded = cdiv(n_blocks, tile.columns) * tile.columns
     means = k_mean.new_empty(tile.parts, heads, padded, tile.width, dtype=dtype)
-    norms = torch.zeros(2, heads, dtype=torch.int32, device=k_mean.device)
+    norms = k_mean.new_empty((2, heads), dtype=torch.int32)
     k_mean = k_mean.contiguous()
     rows = min(64, TILE_SIZE // tile.width)
     sizes = (n_blocks, heads, padded, D, tile.width, rows)
     grid = (cdiv(padded, rows), heads)
-    largest_mean[grid](k_mean, norms, *sizes, num_warps=4)
+    if grid[0] > 1:
+        largest_mean[grid](k_mean, norms.zero_(), *sizes, num_warps=4)
     exponent = 14 if dtype == torch.float16 else 1
     scale_means[grid](k_mean, norms, means, *sizes, tile.parts, exponent, num_warps=4)
     return means, norms
@@ -64,10 +66,22 @@ def finite_or_zero(x):
 
 
 @triton.jit
-def raise_to(address, x):
-    """Raise a float32 that is not negative, in memory as int32, to at least x."""
+def largest_bits(x):
+    """Return the bits of the largest of x (TILE,), none of them negative, as int32."""
+    return tl.max(x, 0).to(tl.int32, bitcast=True)
+
+
+@triton.jit
+def largest_of_tile(mean):
+    """Return the bits of the largest finite |mean| of a tile."""
+    return largest_bits(tl.max(tl.abs(finite_or_zero(mean)), 1))
+
+
+@triton.jit
+def raise_to(address, bits):
+    """Raise a float32 that is not negative, in memory as int32, to at least another."""
     # Such floats are ordered like their bits, and a maximum has no order.
-    tl.atomic_max(address, x.to(tl.int32, bitcast=True), sem="relaxed")
+    tl.atomic_max(address, bits, sem="relaxed")
 
 
 @triton.jit
@@ -83,8 +97,7 @@ def largest_mean(
 ):
     """Find the largest |k_mean| of every head."""
     mean = load_means(k_mean, n_blocks, heads, D, WIDTH, TILE)
-    largest = tl.max(tl.max(tl.abs(finite_or_zero(mean)), 1), 0)
-    raise_to(norms + tl.program_id(1), largest)
+    raise_to(norms + tl.program_id(1), largest_of_tile(mean))
 
 
 @triton.jit
@@ -104,12 +117,19 @@ def scale_means(
     """Scale the means of a head to less than 2^(EXPONENT + 1), and split them."""
     head = tl.program_id(1)
     mean = load_means(k_mean, n_blocks, heads, D, WIDTH, TILE)
+    alone = tl.num_programs(0) == 1
+    largest = largest_of_tile(mean)
+    if not alone:
+        largest = tl.load(norms + head)
     # The exponent of a float32 is in its bits 23 to 30, 127 standing for 0.
-    largest = tl.load(norms + head) >> 23
-    scale = tl.minimum(254 + EXPONENT - largest, 254) << 23
+    scale = tl.minimum(254 + EXPONENT - (largest >> 23), 254) << 23
     mean *= scale.to(tl.float32, bitcast=True)
     square = finite_or_zero(mean) * finite_or_zero(mean)
-    raise_to(norms + heads + head, tl.max(tl.sum(square, 1), 0))
+    largest_square = largest_bits(tl.sum(square, 1))
+    if alone:
+        tl.store(norms + heads + head, largest_square)
+    else:
+        raise_to(norms + heads + head, largest_square)
     block, column = tl.program_id(0) * TILE + tl.arange(0, TILE), tl.arange(0, WIDTH)
     for part in tl.static_range(PARTS):
         row = (part * heads + head).to(tl.int64) * padded + block
