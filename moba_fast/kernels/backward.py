@@ -1,6 +1,7 @@
 """Differentiate the attention over the chosen blocks: what is launched, in order."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
@@ -117,7 +118,7 @@ class Inputs:
         """The tensors, in the order of the kernels' arguments."""
         return self.dout, self.q, self.k, self.v, self.stats
 
-    @property
+    @cached_property
     def strides(self):
         """Strides of dout, q, k and v over tokens and heads."""
         return strides(self.dout, self.q, self.k, self.v)
