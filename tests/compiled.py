@@ -46,16 +46,20 @@ class Kernel:
         name: of the kernel.
         registers: per thread.
         spills: bytes per thread that did not fit into registers.
+        reloads: instructions in loops that load or store them; None for AMD.
         shared: bytes of shared memory.
         wgmma: instructions of Hopper's asynchronous tensor cores in the PTX.
+        products: (rows, inner size, columns) of what these multiply, each once.
         num_warps: warps per program.
     """
 
     name: str
     registers: int
     spills: int
+    reloads: int | None
     shared: int
     wgmma: int
+    products: list
     num_warps: int
 
 
@@ -156,27 +160,60 @@ def compile_job(job):
 def describe(kernel):
     """Read registers and spills off a triton CompiledKernel."""
     read = read_cubin if "cubin" in kernel.asm else read_amdgcn
-    registers, spills = read(kernel)
+    registers, spills, reloads = read(kernel)
     return Kernel(
         name=kernel.name,
         registers=registers,
         spills=spills,
+        reloads=reloads,
         shared=kernel.metadata.shared,
         wgmma=kernel.asm.get("ptx", "").count("wgmma.mma_async"),
+        products=async_products(kernel.asm["ttgir"]),
         num_warps=kernel.metadata.num_warps,
     )
 
 
-def read_cubin(kernel):
-    from triton import knobs
+def async_products(ttgir):
+    """List the shapes of products on Hopper's asynchronous tensor cores."""
+    shapes = re.findall(
+        r"warp_group_dot .* : \S*<(\d+)x(\d+)x.* -> tensor<\d+x(\d+)x", ttgir
+    )
+    return sorted({tuple(map(int, shape)) for shape in shapes})
 
+
+def read_cubin(kernel):
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(kernel.asm["cubin"])
         file.flush()
-        command = [knobs.nvidia.cuobjdump.path, "-res-usage", file.name]
-        usage = subprocess.run(command, capture_output=True, text=True, check=True)
-    # Spilled registers are what these kernels have on the stack.
-    return map(int, re.search(r"REG:(\d+) STACK:(\d+)", usage.stdout).groups())
+        usage = cuobjdump("-res-usage", file.name)
+        # Spilled registers are what these kernels have on the stack.
+        found = re.search(r"REG:(\d+) STACK:(\d+)", usage).groups()
+        registers, spills = map(int, found)
+        reloads = count_reloads(cuobjdump("-sass", file.name)) if spills else 0
+    return registers, spills, reloads
+
+
+def cuobjdump(option, path):
+    from triton import knobs
+
+    command = [knobs.nvidia.cuobjdump.path, option, path]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def count_reloads(sass):
+    """Count the instructions in loops that access the stack."""
+    code = re.findall(r"/\*(\w{4,})\*/\s+(.*?);", sass)
+    code = [(int(at, 16), instruction) for at, instruction in code]
+    loops = []
+    for at, instruction in code:
+        target = re.search(r"\bBRA\b.*?(0x\w+)", instruction)
+        if target and int(target[1], 16) < at:
+            loops.append((int(target[1], 16), at))
+    return sum(
+        any(first <= at <= last for first, last in loops)
+        for at, instruction in code
+        if re.search(r"\b(LDL|STL)\b", instruction)
+    )
 
 
 def read_amdgcn(kernel):
@@ -186,7 +223,7 @@ def read_amdgcn(kernel):
         return int(re.search(rf"\.{name}:\s+(\d+)", text).group(1))
 
     spilled = number("vgpr_spill_count") + number("sgpr_spill_count")
-    return number("vgpr_count"), 4 * spilled
+    return number("vgpr_count"), 4 * spilled, None
 
 
 def main():

@@ -1,8 +1,8 @@
 """Choose the tiles of the kernels of the backward pass.
 
-The numbers are those with which no kernel keeps registers in memory inside its loop. A
-tile of keys has gradients of keys and values in registers, twice 128 x 128 float32 for
-the largest, half of what a multiprocessor has.
+The numbers are those with which, on NVIDIA's GPUs, a kernel keeps next to no registers
+in memory inside its loop. A tile of keys has gradients of keys and values in registers,
+twice 128 x 128 float32 for the largest, half of what a multiprocessor has.
 """
 
 from dataclasses import dataclass, replace
@@ -30,7 +30,7 @@ class BackwardTiling:
 PAST = {
     "hopper": {
         128: Tiling(64, 128, warps=8, stages=3),
-        256: Tiling(64, 64, warps=8, stages=2),
+        256: Tiling(32, 64, warps=8, stages=2),
     },
     "ampere": {
         128: Tiling(64, 64, warps=8, stages=2),
@@ -44,7 +44,7 @@ PAST = {
 CURRENT = {
     "hopper": {
         128: Tiling(64, 128, warps=8, stages=2),
-        256: Tiling(64, 64, warps=8, stages=2),
+        256: Tiling(32, 64, warps=8, stages=2),
     },
     "ampere": PAST["ampere"],
     "amd": PAST["amd"],
@@ -60,8 +60,15 @@ QUERIES = {
     },
     "amd": PAST["amd"],
 }
-# float32 has no tensor cores that keep its precision, so tiles are small.
-KEYS_FLOAT32 = {64: Tiling(16, 32, warps=4), 256: Tiling(16, 16, warps=8)}
+# float32 has no tensor cores that keep its precision, so tiles are small. Wide products
+# leave no registers for tiles under way: with 2 stages these are in shared memory. On
+# AMD 4 warps instead of 8 have twice as many registers per thread.
+NARROW_FLOAT32 = {64: Tiling(16, 32, warps=4), 128: Tiling(16, 16, warps=8)}
+KEYS_FLOAT32 = {
+    "hopper": NARROW_FLOAT32 | {256: Tiling(16, 16, warps=8, stages=2)},
+    "ampere": NARROW_FLOAT32 | {256: Tiling(16, 16, warps=8, stages=2)},
+    "amd": NARROW_FLOAT32 | {256: Tiling(16, 16, warps=4)},
+}
 QUERIES_FLOAT32 = {64: Tiling(32, 16, warps=4), 256: Tiling(16, 16, warps=8)}
 
 
@@ -86,7 +93,7 @@ def backward_tiling(dtype, D, block_size, family):
         32
     """
     if dtype.itemsize > 2:
-        tables = KEYS_FLOAT32, KEYS_FLOAT32, QUERIES_FLOAT32
+        tables = KEYS_FLOAT32[family], KEYS_FLOAT32[family], QUERIES_FLOAT32
     else:
         tables = PAST[family], CURRENT[family], QUERIES[family]
     past, current, queries = (fit(table, D) for table in tables)
