@@ -116,7 +116,8 @@ def differentiate_part(
         attention_backward(
             *(some_dout, some_q, keys, values, some_out, some_lse, chosen),
             build_lists(chosen, these, keys.shape[1], counters),
-            *(these, softmax_scale, dq, dk, dv, True),
+            *(these, softmax_scale, dq, dk, dv),
+            deterministic=True,
         )
     for result, gradient in zip(some_of(results[1:], *all_keys), (dk, dv), strict=True):
         result.copy_(gradient)

@@ -202,7 +202,10 @@ def keep(ctx, inputs, results):
 
 
 def differentiate(ctx, dout, _):
-    """Differentiate with respect to q, k and v; the lse has no gradient."""
+    """Differentiate with respect to q, k and v; the lse has no gradient.
+
+    There is a gradient or None for each of the twelve arguments of `attend`.
+    """
     if dout is None:
         return (None,) * 12
     grads = attend_backward(dout, *ctx.saved_tensors, *ctx.offsets, *ctx.options)

@@ -2,7 +2,8 @@
 
 `torch.library.custom_op` looks for outputs that alias inputs at every call, and
 `torch.library.register_autograd` reads the whole schema again at every call with a
-gradient: more time than it takes to launch the kernels of a short input.
+gradient. With twelve arguments a call cost 24 and 90 microseconds by these two on one
+host, 12 and 30 as below; launching a kernel costs 10 to 25.
 """
 
 import torch

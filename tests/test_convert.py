@@ -360,25 +360,25 @@ def test_recovery_compares_the_same_texts_with_the_control(whole, run, capsys):
     rows = results.read(whole / "checks.csv")
     moba, full = ([r for r in rows if (r["run"], r["stage"]) == (k, 2)] for k in KINDS)
     lost, left, error = checks.recovery(moba, full)
-    assert lost == moba[0]["gap"]
+    assert lost == full[-1]["gap"]
+    assert checks.recovery(moba[:-1], full) == checks.recovery(moba[:-1], full[:-1])
     expected = moba[-1]["trailing_moba"] - full[-1]["trailing_full"]
     assert left == pytest.approx(expected, abs=1e-5)
     each = np.subtract(moba[-1]["ends_moba"], full[-1]["ends_full"])
     assert error == pytest.approx(np.std(each, ddof=1) / len(each) ** 0.5)
     assert run(whole, "--control") == 0
-    assert f"after the switch, {left:.3f} +- {error:.3f} now" in capsys.readouterr().out
+    assert f"  {left:.3f} +- {error:.3f} of the model" in capsys.readouterr().out
 
 
 def test_the_figure_says_what_the_rows_hold(whole):
     rows = results.read(whole / "checks.csv")
     drawn = figure(rows)
     moba = [r for r in rows if (r["run"], r["stage"]) == ("moba", 2)]
-    lost = moba[0]["trailing_moba"] - moba[0]["trailing_full"]
-    assert f"The switch costs {lost:.2f} nats" in drawn.alt
     assert f"to {moba[-1]['trailing_moba']:.3f}" in drawn.alt
     last = [r for r in rows if r["run"] == "full"][-1]
     left = moba[-1]["trailing_moba"] - last["trailing_full"]
-    assert f"after 768 tokens {left:.2f} are left" in drawn.alt
+    assert f"the switch costs {last['gap']:.2f} nats" in drawn.alt
+    assert f"after 768 tokens with MoBA {left:.2f} are left" in drawn.alt
     lines = drawn.axes[0].lines
     assert [list(x.get_xdata()) for x in lines] == [[0, 256, 512, 768]] * 4
     alone = figure([row for row in rows if row["run"] == "moba"]).alt

@@ -218,11 +218,14 @@ def test_granularity_shows_intervals_whole():
 def test_a_conversion_is_told_by_the_control_or_by_the_same_weights():
     fig = conversion()
     assert fig.finding == (
-        "The switch costs 0.40 nats at the end of a text; after 100 tokens 0.20 are "
-        "left, on the same weights"
+        "The switch costs 0.40 nats at the end of a text; after 100 tokens with "
+        "MoBA 0.20 are left, on the same weights"
     )
-    beside = conversion(full=([0, 100], [1.1, 0.9])).finding
-    assert beside.endswith("0.30 are left, beside a model trained on in full")
+    control = {"full": ([0, 100], [1.1, 0.9]), "full by moba": ([0, 100], [1.5, 1.4])}
+    assert conversion(**control).finding == (
+        "Trained on in full, the switch costs 0.50 nats at the end of a text; after "
+        "100 tokens with MoBA 0.30 are left"
+    )
     right = fig.axes[1]
     assert [list(x.get_xdata()) for x in right.lines] == [[16, 48]] * 3
     with pytest.raises(ValueError, match="expected trailing losses of 'moba'"):

@@ -110,12 +110,13 @@ def verdict(rows):
     """
     first, last = rows[0], rows[-1]
     error = last["gap_se"] or 0.0
+    known = f" +- {error:.3f}" if last["gap_se"] is not None else ""
     before = rows[-2]["gap"] if len(rows) > 1 else last["gap"]
     trend = "still falling" if before - last["gap"] > error else "no longer falling"
     return (
         "trailing loss above that of full attention on the same weights:\n"
-        f"  {first['gap']:.3f} nats after the switch, {last['gap']:.3f} +- "
-        f"{error:.3f} now, {trend};\n"
+        f"  {first['gap']:.3f} nats after the switch, {last['gap']:.3f}{known} now, "
+        f"{trend};\n"
         f"  in full {first['trailing_full']:.3f} before, "
         f"{last['trailing_full']:.3f} now"
     )
@@ -163,36 +164,43 @@ def recovery(rows, control):
     """Compare a stage of MoBA with the same training in full.
 
     What counts in the end is not what MoBA costs on its own weights, but on which loss
-    a model ends that was trained with it, beside one that never was.
+    a model ends that was trained with it, beside one that never was. A switch costs
+    less where a text is familiar, so the control is switched after its training, too.
 
     Args:
-        rows: of the stage's checks, the first one right after the switch.
-        control: of the same stage of the control.
+        rows: of the stage's checks.
+        control: of the same stage of the control. Compared is the last step of both.
 
     Returns:
-        lost: by how much the switch raised the trailing loss, nats per token.
-        left: by how much MoBA's model, read by MoBA, ends above the control in full.
+        lost: by how much the control's trailing loss by MoBA is above its own in full,
+            nats per token.
+        left: by how much MoBA's model, by MoBA, ends above the control in full.
         error: standard error of `left` over windows, None for one window.
 
-    >>> rows = [{"gap": 0.2}, {"ends_moba": [1.1, 1.3]}]
-    >>> recovery(rows, [{}, {"ends_full": [1.0, 1.2]}])
+    >>> rows = [{"step": 9, "ends_moba": [1.1, 1.3]}, {"step": 10}]
+    >>> recovery(rows, [{"step": 9, "gap": 0.2, "ends_full": [1.0, 1.2]}])
     (0.2, 0.10000000000000009, 0.0)
     """
-    left, error = paired(rows[-1]["ends_moba"], control[-1]["ends_full"])
-    return rows[0]["gap"], left, error
+    last = max({row["step"] for row in rows} & {row["step"] for row in control})
+    [row], [beside] = ([r for r in x if r["step"] == last] for x in (rows, control))
+    left, error = paired(row["ends_moba"], beside["ends_full"])
+    return beside["gap"], left, error
 
 
 def compared(rows, control):
     """Say in a sentence what `recovery` found.
 
-    >>> rows = [{"gap": 0.2}, {"ends_moba": [1.1, 1.3]}]
-    >>> print(compared(rows, [{}, {"ends_full": [1.0, 1.3]}]))
-    trailing loss by MoBA above that of the control, trained on in full:
-      0.200 nats after the switch, 0.050 +- 0.050 now, 75 % less
+    >>> rows = [{"step": 9, "ends_moba": [1.1, 1.3]}]
+    >>> print(compared(rows, [{"step": 9, "gap": 0.2, "ends_full": [1.0, 1.3]}]))
+    trailing loss by MoBA above that of the control, trained on in full, in full:
+      0.200 nats when the control is switched now;
+      0.050 +- 0.050 of the model that was trained on with MoBA, 75 % less
     """
     lost, left, error = recovery(rows, control)
     less = f", {100 * (1 - left / lost):.0f} % less" if lost > 0 else ""
+    known = "" if error is None else f" +- {error:.3f}"
     return (
-        "trailing loss by MoBA above that of the control, trained on in full:\n"
-        f"  {lost:.3f} nats after the switch, {left:.3f} +- {error or 0:.3f} now{less}"
+        "trailing loss by MoBA above that of the control, trained on in full, in full:"
+        f"\n  {lost:.3f} nats when the control is switched now;"
+        f"\n  {left:.3f}{known} of the model that was trained on with MoBA{less}"
     )

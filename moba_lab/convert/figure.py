@@ -44,19 +44,21 @@ def figure(rows):
     return viz.conversion_curves(trailing, positions, moba[0]["length"], source)
 
 
-def by_position(found, length, source):
+def by_position(found, length, bytes_per_token, source):
     """Draw the losses of a switched model along the context, by MoBA and in full.
 
     Args:
         found: from `moba_lab.convert.checks.measure`.
         length: tokens of the windows.
+        bytes_per_token: of their text.
         source: what was measured on.
 
     Returns:
         Figure.
     """
     nats = {kind: np.array(found[f"parts_{kind}"]) for kind in ("full", "moba")}
-    curves = {(length, kind): (x, x / np.log(2)) for kind, x in nats.items()}
+    bit = np.log(2) * bytes_per_token
+    curves = {(length, kind): (x, x / bit) for kind, x in nats.items()}
     return viz.loss_curves(curves, source)
 
 

@@ -87,17 +87,25 @@ def draw_legend(fig, kinds, source):
 def findings(trailing):
     """Return title and sentence about the ends of the texts."""
     tokens, losses = trailing["moba"]
-    in_full = trailing["moba in full"][1]
-    before, control = in_full[0], trailing.get("full")
-    title = f"The switch costs {losses[0] - before:.2f} nats at the end of a text; "
-    title += f"after {EngFormatter(places=0, sep='')(tokens[-1])} tokens "
+    in_full, control, switched = (
+        trailing[kind][1] if trailing.get(kind) else None
+        for kind in ("moba in full", "full", "full by moba")
+    )
+    before, after = in_full[0], EngFormatter(places=0, sep="")(tokens[-1])
     sentence = f"the loss by MoBA goes from {losses[0]:.3f} to {losses[-1]:.3f}"
-    if control:
-        left = losses[-1] - control[1][-1]
-        title += f"{left:.2f} are left, beside a model trained on in full"
+    if control and switched:
+        title = (
+            f"Trained on in full, the switch costs {switched[-1] - control[-1]:.2f} "
+            f"nats at the end of a text; after {after} tokens with MoBA "
+            f"{losses[-1] - control[-1]:.2f} are left"
+        )
         sentence += f"; of a model trained on in full, in full, from {before:.3f} to "
-        sentence += f"{control[1][-1]:.3f}"
+        sentence += f"{control[-1]:.3f}"
     else:
-        title += f"{losses[-1] - in_full[-1]:.2f} are left, on the same weights"
+        title = (
+            f"The switch costs {losses[0] - before:.2f} nats at the end of a text; "
+            f"after {after} tokens with MoBA {losses[-1] - in_full[-1]:.2f} are left, "
+            "on the same weights"
+        )
         sentence += f", from {before:.3f} in full before the switch"
     return title, sentence + "."
