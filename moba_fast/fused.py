@@ -59,7 +59,7 @@ def attend(q, k, v, selected, blocks, softmax_scale, limit):
 def some_of(tensors, share, heads):
     """Take the tokens from share[0] to share[1] - 1 and some heads of tensors.
 
-    All of a tensor is the tensor itself: a view takes the host as long as a launch.
+    All of a tensor is the tensor itself, for the host needs time for every view.
 
     Args:
         tensors: tuple of tensors (tokens, heads, ...), alike in these two axes.

@@ -13,9 +13,9 @@ tilings = pytest.importorskip("moba_fast.kernels.backward_tilings", reason="no t
 # The compiler saves a few registers outside of loops, where nothing needs them, and
 # hardly any within: two instructions of 700 there access them.
 FEW_BYTES, FEW_RELOADS = 16, 2
-# Atomic additions take their result from registers, so more constants of the loop give
-# way, mostly addresses in shared memory: a turn loads them, 8 instructions of 900.
-ATOMIC_BYTES, ATOMIC_RELOADS = 48, 8
+# Atomic additions take their result from registers, so addresses in shared memory give
+# way where heads end within a tile: a turn loads them, 5 instructions of 900.
+ATOMIC_BYTES, ATOMIC_RELOADS = 32, 5
 # By whether sums are in a fixed order: blocks of one tile and of more, with an end
 # within a tile, a topk of 1, small blocks and wide heads.
 COMMON = [
@@ -66,7 +66,8 @@ def check(job, launches):
 def products(job, kernel):
     """Return (rows, inner size, columns) of what a kernel multiplies on Hopper."""
     dtype, D, block_size, _, deterministic = job.arguments.values()
-    tiling = tilings.backward_tiling(getattr(torch, dtype), D, block_size, "hopper")
+    shape = getattr(torch, dtype), D, block_size, "hopper"
+    tiling = tilings.backward_tiling(*shape, atomic=not deterministic)
     used = {"past_kernel": tiling.past, "current_kernel": tiling.current}
     used |= dict.fromkeys(("queries_kernel", "past_queries_kernel"), tiling.queries)
     if kernel not in used:

@@ -88,9 +88,12 @@ def attention_backward(
     if q.numel() == 0:
         return
     dout, q, k, v, out = (with_adjacent_columns(x) for x in (dout, q, k, v, out))
-    tiling = backward_tiling(q.dtype, q.shape[2], blocks.block_size, gpu_family())
+    shape = q.dtype, q.shape[2], blocks.block_size, gpu_family()
+    tiling = backward_tiling(*shape)
     if atomic is None:
         atomic = not deterministic and blocks.block_size > tiling.past.keys
+    if atomic:
+        tiling = backward_tiling(*shape, atomic=True)
     stats = query_stats(dout, out, lse)
     inputs = Inputs(dout, q, k, v, stats, blocks, softmax_scale)
     past, mode = None, "none"

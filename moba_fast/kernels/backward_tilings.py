@@ -41,6 +41,13 @@ PAST = {
         256: Tiling(16, 16, warps=4),
     },
 }
+# Atomic additions take their result from registers, so less is under way beside it.
+PAST_ATOMIC = PAST | {
+    "hopper": {
+        128: Tiling(64, 128, warps=8, stages=2),
+        256: Tiling(16, 64, warps=8, stages=2),
+    },
+}
 CURRENT = {
     "hopper": {
         128: Tiling(64, 128, warps=8, stages=2),
@@ -73,7 +80,7 @@ QUERIES_FLOAT32 = {64: Tiling(32, 16, warps=4), 256: Tiling(16, 16, warps=8)}
 
 
 @lru_cache
-def backward_tiling(dtype, D, block_size, family):
+def backward_tiling(dtype, D, block_size, family, atomic=False):
     """Choose the tiles of the backward pass.
 
     Args:
@@ -81,6 +88,7 @@ def backward_tiling(dtype, D, block_size, family):
         D: head dimension.
         block_size: keys per block.
         family: one of FAMILIES.
+        atomic: whether dq is added up by atomic operations.
 
     Returns:
         BackwardTiling.
@@ -95,7 +103,8 @@ def backward_tiling(dtype, D, block_size, family):
     if dtype.itemsize > 2:
         tables = KEYS_FLOAT32[family], KEYS_FLOAT32[family], QUERIES_FLOAT32
     else:
-        tables = PAST[family], CURRENT[family], QUERIES[family]
+        past = PAST_ATOMIC if atomic else PAST
+        tables = past[family], CURRENT[family], QUERIES[family]
     past, current, queries = (fit(table, D) for table in tables)
     most = padded(block_size)
     return BackwardTiling(
