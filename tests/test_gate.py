@@ -131,6 +131,17 @@ def test_chunks_do_not_change_the_choice(case):
         assert torch.equal(gate.select_blocks(q, k_mean, blocks, case.topk), whole)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_means_of_every_dtype_are_those_of_the_reference(dtype):
+    case = make_case([600, 0, 45], block_size=32, topk=4, H=4, HK=2, D=16)
+    k = torch.tensor(case.k).to(dtype)
+    exact = REF.pool_keys(k.double().numpy(), case.partition(REF))
+    k_mean = FAST.pool_keys(k, case.partition(FAST))
+    eps = torch.finfo(k_mean.dtype).eps
+    assert k_mean.dtype == gate.gate_dtype(k)
+    np.testing.assert_allclose(k_mean.numpy(), exact, rtol=0, atol=32 * eps)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_keys_are_scored_in_float32(dtype):
     case = make_case([600], block_size=8, topk=4, H=4, HK=2, D=16)
