@@ -45,6 +45,7 @@ lab: $(INSTALLED)
 lint: $(INSTALLED)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+	$(BIN)/clang-format --dry-run -Werror moba_fast/cpp/*.cpp moba_fast/cpp/*.h
 
 bench: $(INSTALLED)
 	$(BIN)/python -m moba_fast.bench

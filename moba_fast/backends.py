@@ -10,6 +10,7 @@ import torch
 from moba_fast import _flash
 from moba_fast.checks import DTYPES
 from moba_fast.machine import version_of
+from moba_fast.torch_kernels import kernel_of_torch, named_kernel
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,8 @@ SUPPORT = {
             backward=True,
             deterministic="always",
             decoding="chunks and single tokens",
-            attends="PyTorch's flash operator for CPUs",
+            attends="C++ kernels for float32, where a compiler is found; otherwise "
+            "PyTorch's flash operator for CPUs",
         ),
         Support(
             device="cuda",
@@ -184,7 +186,8 @@ def kernel_of(backend, q):
     """Return the kernel that a call runs.
 
     Args:
-        backend: "auto", or a name from `backends()`, or "flash:" and a kernel's name.
+        backend: "auto", or a name from `backends()`, for "flash" and "torch" perhaps
+            with ":" and a kernel's name.
         q: (S, H, D) queries, whose device and dtype decide what runs.
 
     Raises:
@@ -195,11 +198,11 @@ def kernel_of(backend, q):
     name, _, kernel = backend.partition(":")
     if name == "auto":
         return fastest_kernel(q)
-    if name not in known or (kernel and name != "flash"):
-        names = ", ".join(map(repr, ["auto", *known, "flash:aten"]))
+    if name not in known or (kernel and name == "triton"):
+        names = ", ".join(map(repr, ["auto", *known, "flash:aten", "torch:cpu"]))
         raise ValueError(f"unknown backend {backend!r}: choose one of {names}")
     if name == "torch":
-        return _flash.default_kernel(q)
+        return named_kernel(kernel, q) if kernel else kernel_of_torch(q)
     forced = _flash.choose(kernel)[0] if kernel else None
     if not (forced or known[name].available):
         raise ValueError(
@@ -225,7 +228,7 @@ def fastest_kernel(q):
     for name in (*fastest, "flash"):
         if backends()[name].available and not why_not(name, q):
             return FUSED if name == "triton" else _flash.choose()[0]
-    return _flash.default_kernel(q)
+    return kernel_of_torch(q)
 
 
 def why_not(name, q):

@@ -48,8 +48,16 @@ class Blocks:
         """Return the same blocks, for the queries first to last - 1 only."""
         if first == 0 and last == self.position.shape[0]:
             return self
+        return self.of_some(slice(first, last))
+
+    def of_some(self, queries):
+        """Return the same blocks, for some queries only.
+
+        Args:
+            queries: slice, or (n,) int64 in ascending order.
+        """
         names = ("position", "of_query", "first_of_query")
-        return replace(self, **{n: getattr(self, n)[first:last] for n in names})
+        return replace(self, **{n: getattr(self, n)[queries] for n in names})
 
     def locate(self, query):
         """Say where a query stands, without waiting for the device.

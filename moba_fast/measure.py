@@ -142,7 +142,7 @@ def begin_row(point, device, backend):
 def kernel_for(point, device, backend):
     """Name the kernel that a point's call runs; a ValueError says that none does."""
     like = torch.empty(1, 1, point.D, dtype=getattr(torch, point.dtype), device=device)
-    return kernel_of(backend, like)
+    return kernel_of(backend, like.expand(point.batch * point.S, point.H, point.D))
 
 
 def failure(error):

@@ -9,6 +9,7 @@ from importlib import import_module
 import torch
 from torch import Tensor
 
+from moba_fast import _flash
 from moba_fast.attend import attend_current, attend_lists, past_lists
 from moba_fast.backends import FUSED, kernel_of
 from moba_fast.backward import add_current, add_past
@@ -23,7 +24,11 @@ from moba_fast.combine import combine_lists
 from moba_fast.gate import gate_dtype, pool_keys, select_blocks
 from moba_fast.registration import operator, register_gradient
 from moba_fast.route import route
+from moba_fast.torch_kernels import COMPILED
 from moba_fast.workspace import parts
+
+# Modules of the kernels that have all four steps of their own.
+PATHS = {FUSED: "moba_fast.fused", COMPILED: "moba_fast.compiled"}
 
 
 def without_autocast(function):
@@ -52,8 +57,8 @@ def run_select(
     """Step 1, assign: choose the blocks of every query, (S, H, topk) int32."""
     kernel = kernel_of(backend, q)
     blocks = blocks_of(q, k, cu_seqlens, cu_seqlens_k, block_size)
-    if kernel == FUSED:
-        return fused().select(q, k, blocks, topk)
+    if kernel in PATHS:
+        return path_of(kernel).select(q, k, blocks, topk)
     return select_blocks(q, pool_keys(k, blocks), blocks, topk)
 
 
@@ -85,8 +90,9 @@ def run_attend(
     if check:
         check_selected(selected, blocks)
     kernel = kernel_of(backend, q)
-    if kernel == FUSED:
-        return fused().attend(q, k, v, selected, blocks, softmax_scale, workspace_bytes)
+    if kernel in PATHS:
+        options = blocks, softmax_scale, workspace_bytes
+        return path_of(kernel).attend(q, k, v, selected, *options)
     out, lse = q.new_empty(q.shape), q.new_empty(q.shape[:2], dtype=gate_dtype(q))
     inputs = q, k, v, selected, blocks, softmax_scale, kernel
     for part in parts(q, k, block_size, selected.shape[2], workspace_bytes):
@@ -149,10 +155,12 @@ def run_attend_backward(
     blocks = blocks_of(q, k, cu_seqlens, cu_seqlens_k, block_size)
     kernel = kernel_of(backend, q)
     if kernel == FUSED:
-        return fused().attend_backward(
+        return path_of(kernel).attend_backward(
             *(dout, q, k, v, out, lse, selected, blocks, softmax_scale),
             workspace_bytes,
         )
+    if kernel == COMPILED:
+        kernel = _flash.default_kernel(q)
     inputs = dout, q, k, v, out, lse, selected, blocks
     results = [torch.empty_like(x) for x in (q, k, v)]
     sizes = block_size, selected.shape[2], workspace_bytes
@@ -225,9 +233,9 @@ register_gradient(attend_backward, lambda *_: None, refuse)
 
 
 @cache
-def fused():
-    """Import the path of the Triton kernels, which needs Triton, where it is taken."""
-    return import_module("moba_fast.fused")
+def path_of(kernel):
+    """Import the module of a kernel's path where it is taken; it may need Triton."""
+    return import_module(PATHS[kernel])
 
 
 def blocks_of(q, k, cu_seqlens, cu_seqlens_k, block_size):

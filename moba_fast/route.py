@@ -41,6 +41,26 @@ class Routing:
         return self.query * heads + self.entry // max(n_blocks, 1)
 
 
+@dataclass(frozen=True)
+class Lists:
+    """Hold the pairs of every list, a key/value head and a block of it.
+
+    A pair is a query, a query head and a slot that names a past block. Its id is
+    `(query * H + head) * slots + slot`. List `kv_head * N + block` holds the pairs that
+    read this block: `pairs[cu_pairs[list] : cu_pairs[list + 1]]`, by query head of the
+    group, then by query, both ascending.
+
+    Attributes:
+        pairs: (S * H * slots,) int32 pair ids; undefined from cu_pairs[-1] on.
+        cu_pairs: (HK * N + 1,) int32 first place of every list, then all pairs.
+        slots: columns of `selected` that name past blocks.
+    """
+
+    pairs: torch.Tensor
+    cu_pairs: torch.Tensor
+    slots: int
+
+
 def route(selected, blocks):
     """Sort the routed pairs by head, block and query.
 

@@ -32,6 +32,11 @@ STAGES_OF_TRITON = {
     "combine": ("moba_fast.fused", "attend_current"),
 }
 BACKWARD_OF_TRITON = (("moba_fast.fused", "attention_backward"),)
+# The C++ functions have the same stages.
+STAGES_OF_CPP = {
+    name: (module.replace("fused", "compiled"), function)
+    for name, (module, function) in STAGES_OF_TRITON.items()
+}
 # Seconds for all calls of which the stages are timed, unless one takes longer.
 BUDGET = 5.0
 REPLAYS = 20
@@ -44,6 +49,8 @@ def stages_of(kernel):
     """Return the stages of a kernel: dict of the forward ones, tuple of functions."""
     if kernel == "triton":
         return STAGES_OF_TRITON, BACKWARD_OF_TRITON
+    if kernel == "compiled":
+        return STAGES_OF_CPP, BACKWARD
     return STAGES, BACKWARD
 
 

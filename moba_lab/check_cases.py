@@ -14,6 +14,7 @@ import moba_fast
 import moba_ref
 from moba_fast import _flash
 from moba_fast.backends import SUPPORT, dtype_names
+from moba_fast.torch_kernels import COMPILED, why_not_compiled
 from moba_lab.agree import (
     absolute_error,
     agree,
@@ -89,6 +90,8 @@ class Target:
 
     def forced(self):
         """Let backend "torch" run this kernel while the result is entered."""
+        if self.backend != "torch":
+            return contextlib.nullcontext()
         name = self.kernel
         return mock.patch.object(_flash, "default_kernel", return_value=name)
 
@@ -100,6 +103,8 @@ def targets():
     """List every kernel that runs here; "plain" on a CPU, too, where nobody asks."""
     on_cpu, on_gpu = (tuple(dtype_names(support)) for support in SUPPORT["torch"])
     found = [Target("cpu", name, "torch", on_cpu) for name in ("cpu", "plain")]
+    if not why_not_compiled(torch.empty(1, 1, 1)):
+        found.append(Target("cpu", COMPILED, f"torch:{COMPILED}", ("float32",)))
     if torch.cuda.is_available():
         found.append(Target("cuda", "plain", "torch", on_gpu))
     [flash] = (tuple(dtype_names(support)) for support in SUPPORT["flash"])

@@ -6,6 +6,7 @@ from importlib.util import find_spec
 import numpy as np
 import torch
 
+from moba_fast.torch_kernels import COMPILED
 from moba_fast.workspace import fused_parts, parts
 from moba_lab.check_cases import NAMES, Case, Check, compare, expected, run
 
@@ -20,10 +21,11 @@ def special_checks(targets):
     planned = []
     for target in targets:
         dtype = "bfloat16" if "float32" not in target.dtypes else "float32"
-        functions = [
-            *(check_repeated_runs, check_small_workspace, check_compile),
-            *(check_autocast, check_many_lists),
-        ]
+        functions = [check_repeated_runs, check_small_workspace, check_compile]
+        functions.append(check_many_lists)
+        if target.kernel != COMPILED:
+            # It takes float32 only, and autocast leaves none.
+            functions.append(check_autocast)
         if target.device == "cuda" and target.kernel != "plain":
             functions += [check_cuda_graph, check_peak_memory]
         planned += [(function, (target, dtype)) for function in functions]

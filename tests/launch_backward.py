@@ -4,7 +4,7 @@ import torch
 
 from moba_fast.blocks import partition
 from moba_fast.kernels import backward
-from moba_fast.kernels.route import Lists
+from moba_fast.route import Lists
 
 HEADS, HEADS_K = 4, 2
 

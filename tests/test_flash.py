@@ -261,7 +261,7 @@ def test_what_cannot_be_forced_is_an_error(only, monkeypatch, by, name, message)
 def test_a_backend_may_name_its_kernel(only):
     only("aten")
     q = torch.zeros(4, 1, 8)
-    for name in ("flash:flash-attn-1", "torch:aten", "flash-attn"):
+    for name in ("flash:flash-attn-1", "triton:aten", "flash-attn"):
         with pytest.raises(ValueError, match=r"unknown (kernel|backend)"):
             kernel_of(name, q)
     with pytest.raises(ValueError, match="'flash-attn', asked for by the call"):

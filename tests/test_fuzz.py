@@ -39,6 +39,7 @@ LAYOUTS = {
 def targets():
     """List (device, backend, kernel, dtypes) of everything that runs here."""
     found = [("cpu", "torch", name, DTYPES) for name in ("cpu", "plain")]
+    found.append(("cpu", "torch:compiled", "cpu", [torch.float32]))
     if torch.cuda.is_available():
         found.append(("cuda", "torch", "plain", DTYPES))
     for name in _flash.GPU_KERNELS:
@@ -289,15 +290,16 @@ def run_with_gradients(case, kernel, selected=None):
     leaves = [
         torch.tensor(x).float().requires_grad_() for x in (case.q, case.k, case.v)
     ]
+    options = {**case.options, "selected": selected, "return_aux": True}
+    if kernel == "compiled":
+        kernel, options["backend"] = "cpu", "torch:compiled"
     with mock.patch.object(_flash, "default_kernel", return_value=kernel):
-        out, _, chosen = moba_fast.moba_attention(
-            *leaves, **case.options, selected=selected, return_aux=True
-        )
+        out, _, chosen = moba_fast.moba_attention(*leaves, **options)
         grads = torch.autograd.grad(out, leaves, torch.ones_like(out))
     return [x.detach().numpy() for x in (out, *grads)], chosen
 
 
-@pytest.mark.parametrize("kernel", ["cpu", "plain"])
+@pytest.mark.parametrize("kernel", ["compiled", "cpu", "plain"])
 @pytest.mark.parametrize("gate", [False, True], ids=["selected given", "gate"])
 @given(poison=poisons())
 def test_what_is_not_finite_stays_where_it_can_reach(kernel, gate, poison):
@@ -316,13 +318,14 @@ def test_what_is_not_finite_stays_where_it_can_reach(kernel, gate, poison):
     run_with_gradients(dirty, kernel, chosen)
 
 
+@pytest.mark.parametrize("kernel", ["compiled", "cpu"])
 @pytest.mark.parametrize("name", ["k", "v"])
-def test_what_is_not_finite_does_show_where_it_is_read(name):
+def test_what_is_not_finite_does_show_where_it_is_read(name, kernel):
     case = make_case([24], block_size=4, topk=3)
-    _, selected = run_with_gradients(case, "cpu")
+    _, selected = run_with_gradients(case, kernel)
     dirty = getattr(case, name).copy()
     dirty[5, 0, 0] = np.nan
-    found, _ = run_with_gradients(case.replace(**{name: dirty}), "cpu", selected)
+    found, _ = run_with_gradients(case.replace(**{name: dirty}), kernel, selected)
     reads = (blocks_read(selected.numpy(), case)[:, :, 5]).copy()
     reads[:5] = False
     assert reads.sum() > 10

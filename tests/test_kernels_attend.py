@@ -15,7 +15,7 @@ from moba_lab.agree import agree, plain_attention
 pytest.importorskip("triton", reason="triton is not here")
 
 from moba_fast.kernels import attend, combine, tiles, tilings
-from moba_fast.kernels.route import Lists
+from moba_fast.route import Lists
 
 # Rows of zero weights and of NaN, on purpose.
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton")

@@ -496,6 +496,76 @@ MUTATIONS = [
         "pass",
         "test_kernels_backward.py::test_gradients_of_keys_are_added_to_what_is_there",
     ),
+    Mutation(
+        "< for <=",
+        "moba_fast/cpp/combine.cpp",
+        "= own + r + 1 - j;",
+        "= own + r - j;",
+        "test_compiled.py",
+    ),
+    Mutation(
+        "a tile of keys too much is read without a mask",
+        "moba_fast/cpp/combine.cpp",
+        "if (j + n <= own + 1)",
+        "if (j + n <= own + count)",
+        "test_compiled.py",
+    ),
+    Mutation(
+        "merge without max",
+        "moba_fast/cpp/combine.cpp",
+        "float largest = own;",
+        "float largest = 0;",
+        "test_compiled.py",
+    ),
+    Mutation(
+        "softmax_scale forgotten",
+        "moba_fast/cpp/attend.cpp",
+        "scale * LOG2E",
+        "LOG2E",
+        "test_compiled.py",
+    ),
+    Mutation(
+        "weights not shrunk when a larger score comes",
+        "moba_fast/cpp/tile.h",
+        "out[d][w] *= shrink[w];",
+        "out[d][w] *= 1.0f;",
+        "test_compiled.py",
+    ),
+    Mutation(
+        "future block allowed",
+        "moba_fast/cpp/gate.cpp",
+        "(id >= from[w]) & (id < to[w])",
+        "(id >= from[w])",
+        "test_compiled.py",
+    ),
+    Mutation(
+        "ties are not told",
+        "moba_fast/cpp/gate.cpp",
+        "unclear[row] = close || ",
+        "unclear[row] = ",
+        "test_compiled.py",
+    ),
+    Mutation(
+        "NaN is not told",
+        "moba_fast/cpp/gate.cpp",
+        "close || ((int32_t*)best.unclear)[r]",
+        "close",
+        "test_compiled.py",
+    ),
+    Mutation(
+        "NaN of a key that is not read yet",
+        "moba_fast/cpp/vectors.h",
+        "readable[w] > (int32_t)i ? sum : acc[c][w]",
+        "sum",
+        "test_fuzz.py",
+    ),
+    Mutation(
+        "heads of a group in another order",
+        "moba_fast/cpp/route.cpp",
+        "head_k * ratio; head < (head_k + 1) * ratio; head++",
+        "head_k; head < heads; head += heads_k",
+        "test_compiled.py",
+    ),
 ]
 ids = [f"{m.name}, {m.path}" for m in MUTATIONS]
 
@@ -541,6 +611,8 @@ def run_pytest(folder, tests, printed):
     # A broken kernel runs in the interpreter: on a GPU it could harm its neighbours.
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
     os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
+    # Broken C++ is compiled, too.
+    os.environ["XDG_CACHE_HOME"] = str(folder)
     sys.exit(pytest.main(["-q", "-x", *tests, "-p", "no:cacheprovider"]))
 
 

@@ -1,12 +1,11 @@
 """List the queries of every block, by counting instead of sorting."""
 
-from dataclasses import dataclass
-
 import torch
 import triton
 import triton.language as tl
 
 from moba_fast.kernels.tilings import cdiv
+from moba_fast.route import Lists
 
 # Counters of build_lists, 32 MiB of int32, unless there are more lists than that.
 MOST_COUNTERS = 2**23
@@ -18,26 +17,6 @@ COUNT_TILE, RANK_TILE = 1024, 128
 # Blocks times RANK_TILE are told apart in 32 bits.
 MOST_BLOCKS = 2**32 // RANK_TILE
 MAP_TILE = 256
-
-
-@dataclass(frozen=True)
-class Lists:
-    """Hold the pairs of every list, a key/value head and a block of it.
-
-    A pair is a query, a query head and a slot that names a past block. Its id is
-    `(query * H + head) * slots + slot`. List `kv_head * N + block` holds the pairs that
-    read this block: `pairs[cu_pairs[list] : cu_pairs[list + 1]]`, by query head of the
-    group, then by query, both ascending.
-
-    Attributes:
-        pairs: (S * H * slots,) int32 pair ids; undefined from cu_pairs[-1] on.
-        cu_pairs: (HK * N + 1,) int32 first place of every list, then all pairs.
-        slots: columns of `selected` that name past blocks.
-    """
-
-    pairs: torch.Tensor
-    cu_pairs: torch.Tensor
-    slots: int
 
 
 def build_lists(selected, blocks, heads_k, most_counters=MOST_COUNTERS):

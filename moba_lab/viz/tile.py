@@ -15,7 +15,7 @@ def tile_life(lists, selected, blocks, entry, rows, tile=0):
     """Draw one tile of a list: the rows it gathers, its block, the rows it writes.
 
     Args:
-        lists: what has `pairs` and `cu_pairs`, as `moba_fast.kernels.route.Lists`.
+        lists: what has `pairs` and `cu_pairs`, as `moba_fast.route.Lists`.
         selected: (S, H, topk) block ids, -1 for none.
         blocks: Blocks.
         entry: which list, key head times N plus block.

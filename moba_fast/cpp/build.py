@@ -1,0 +1,95 @@
+"""Compile the C++ files with the compiler of this machine, once, and load them."""
+
+import ctypes
+import hashlib
+import os
+import shutil
+import subprocess
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+
+HERE = Path(__file__).parent
+# What has to be set to 0 so that nothing is compiled.
+VARIABLE = "MOBA_FAST_COMPILE"
+COMPILERS = ("c++", "g++", "clang++")
+OPTIONS = ("-std=c++17", "-O3", "-shared", "-fPIC", "-pthread", "-fno-strict-aliasing")
+# By what PyTorch found the processor to have, so that both use the same instructions.
+TARGETS = {"AVX512": ("-march=x86-64-v4",), "AVX2": ("-march=x86-64-v3",)}
+SECONDS = 120
+# As in tile.h.
+MOST_D = 256
+
+
+@cache
+def look_for_library():
+    """Compile and load once per process.
+
+    Returns:
+        loaded: ctypes.CDLL, or None.
+        reason: the compiler that was used, or why there is no library.
+    """
+    if os.environ.get(VARIABLE) == "0":
+        return None, f"{VARIABLE} is 0"
+    compiler = os.environ.get("CXX") or next(filter(shutil.which, COMPILERS), None)
+    if compiler is None:
+        return None, f"no C++ compiler was found ({', '.join(COMPILERS)}, or CXX)"
+    try:
+        return ctypes.CDLL(str(compiled(compiler))), f"C++ by {compiler}"
+    except (OSError, subprocess.SubprocessError) as error:
+        said = (getattr(error, "stderr", None) or str(error)).strip()
+        return None, f"{compiler} failed: {said}"
+
+
+def compiled(compiler):
+    """Return the path of the library; compile it if no process has done so before."""
+    sources = sorted(HERE.glob("*.cpp"))
+    target = TARGETS.get(torch.backends.cpu.get_cpu_capability(), ())
+    command = [*compiler.split(), *OPTIONS, *target]
+    texts = [x.read_text() for x in (*sources, *sorted(HERE.glob("*.h")))]
+    version = run([command[0], "--version"])
+    key = hashlib.sha256("\0".join([*command, version, *texts]).encode()).hexdigest()
+    path = cache_folder() / f"moba_{key[:16]}.so"
+    if not path.exists():
+        # Of processes that compile at the same time each one's is good.
+        with TemporaryDirectory(dir=path.parent) as folder:
+            fresh = Path(folder) / path.name
+            run([*command, *map(str, sources), "-o", str(fresh)])
+            fresh.replace(path)
+    return path
+
+
+def run(command):
+    """Run a command and return what it prints; its failure is an error with that."""
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=True, timeout=SECONDS
+    )
+    return done.stdout
+
+
+def cache_folder():
+    """Make and return the folder for compiled libraries, that of the user's caches."""
+    caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    folder = Path(caches) / "moba_fast"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def call(name, *arguments):
+    """Call a compiled function, with PyTorch's number of threads as last argument.
+
+    Args:
+        name: of the function.
+        arguments: tensors, by their address; int as int64, float as float32.
+    """
+    function = getattr(look_for_library()[0], f"moba_{name}")
+    function(*map(as_c, arguments), as_c(torch.get_num_threads()))
+
+
+def as_c(x):
+    """Turn an argument into what ctypes passes on."""
+    if isinstance(x, torch.Tensor):
+        return ctypes.c_void_p(x.data_ptr())
+    return ctypes.c_float(x) if isinstance(x, float) else ctypes.c_int64(x)
