@@ -10,7 +10,7 @@ from moba_fast.cpp.gate import select_blocks
 from moba_fast.cpp.memory import Scratch, empty
 from moba_fast.cpp.route import build_lists
 from moba_fast.gate import pool_keys
-from moba_fast.workspace import parts
+from moba_fast.workspace import compiled_parts
 
 
 def select(q, k, blocks, topk):
@@ -35,7 +35,7 @@ def attend(q, k, v, selected, blocks, softmax_scale, limit):
         lse: (S, H) float32.
     """
     out, lse, scratch = empty(*q.shape), empty(*q.shape[:2]), Scratch()
-    for part in parts(q, k, blocks.block_size, selected.shape[2], limit):
+    for part in compiled_parts(q, k, selected.shape[2], limit):
         keys, values = (
             heads_first(x[:, part.heads_k], scratch, name)
             for name, x in (("keys", k), ("values", v))

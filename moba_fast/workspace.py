@@ -88,6 +88,22 @@ def fused_parts(q, k, block_size, topk, limit, backward=False):
     return divide(q, k, ratio * per_query, per_key, limit, eighths=7)
 
 
+def compiled_parts(q, k, topk, limit):
+    """Divide a forward call of the C++ kernels; arguments and result as in `parts`.
+
+    Example: queries, keys and values are copied, and pairs leave a row each.
+        >>> import torch
+        >>> q = k = torch.zeros(1000, 2, 64)
+        >>> [p.queries for p in compiled_parts(q, k, 3, limit=2**20)]
+        [[(0, 664), (664, 1000)], [(0, 664), (664, 1000)]]
+    """
+    row = q.shape[2] * q.element_size()
+    # A log-sum-exp, an id and a copied id; of queries the ids of their own blocks, too.
+    per_query = row + (topk - 1) * (row + 12) + 4
+    # Where lists begin, at most two numbers a block.
+    return divide(q, k, q.shape[1] // k.shape[1] * per_query, 2 * row + 8, limit)
+
+
 def most_counters(limit):
     """Return how many counters may fill the eighth that `fused_parts` leaves them."""
     return limit // 8 // COUNTER_BYTES

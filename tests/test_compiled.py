@@ -19,6 +19,7 @@ from moba_fast.cpp.combine import attend_current
 from moba_fast.cpp.gate import MOST_SLOTS, select_blocks
 from moba_fast.cpp.memory import Scratch
 from moba_fast.cpp.route import build_lists
+from moba_fast.workspace import compiled_parts
 from moba_lab.check_cases import CASES, Case, Target, check_case
 
 COMPILED = Target("cpu", "compiled", "torch:compiled", ("float32",))
@@ -203,15 +204,17 @@ def test_scratch_is_used_again():
     assert scratch.take("keys", 5, 3).shape == (5, 3)
 
 
-def test_parts_of_a_call_give_the_same_bits(monkeypatch):
+def test_parts_of_a_call_give_the_same_bits():
     case = make_case([700], block_size=32, topk=4, H=4, HK=2, D=16)
     q, k, v = tensors(case)
     blocks = case.partition(FAST)
     selected = compiled.select(q, k, blocks, 4)
-    monkeypatch.setattr("moba_fast.workspace.ENOUGH_QUERIES", 100)
+    limit = 2**18
+    parts = compiled_parts(q, k, 4, limit)
+    assert len(parts) == 2
+    assert all(len(part.queries) > 1 for part in parts)
     whole, parts = (
-        compiled.attend(q, k, v, selected, blocks, 0.3, limit)
-        for limit in (2**31, 2**20)
+        compiled.attend(q, k, v, selected, blocks, 0.3, each) for each in (2**31, limit)
     )
     for a, b in zip(whole, parts, strict=True):
         assert torch.equal(a, b)

@@ -45,20 +45,23 @@ extern "C" void moba_attend_past(const float* q, int64_t q_query, int64_t q_head
     tile.D = D;
     for (int64_t at = begin; at < end; at += ROWS) {
       const int count = std::min<int64_t>(ROWS, end - at);
-      for (int r = 0; r < ROWS; r++)
-        tile.load(r, query(at + std::min(r, count - 1)), scale * LOG2E);
+      const float* from[ROWS];
+      float *to[ROWS], spare[MOST_D];
+      for (int r = 0; r < ROWS; r++) {
+        from[r] = query(at + std::min(r, count - 1));
+        to[r] = r < count ? out + pairs[at + r] * D : spare;
+      }
+      tile.load(from, scale * LOG2E);
       // They are all over the memory.
-      for (int r = 0; r < count; r++) prefetch<true>(out + pairs[at + r] * D, D);
+      for (int r = 0; r < count; r++) prefetch<true>(to[r], D);
       for (int64_t next = at + ROWS; next < std::min(end, at + 2 * ROWS); next++)
         prefetch<false>(query(next), D);
       tile.clear();
       for (int64_t j = 0; j < block_size; j += KEYS)
         tile.add_keys<false>(keys, values, j, std::min<int64_t>(KEYS, block_size - j),
                              nullptr);
-      for (int r = 0; r < count; r++) {
-        const int64_t pair = pairs[at + r];
-        lse[pair] = tile.store(r, out + pair * D);
-      }
+      tile.store(to);
+      for (int r = 0; r < count; r++) lse[pairs[at + r]] = tile.lse(r);
     }
   });
 }

@@ -55,10 +55,14 @@ extern "C" void moba_attend_current(
     const int64_t first = start[of_query[at]];
     Tile tile;
     tile.D = D;
+    const float* from[ROWS];
+    float *to[ROWS], spare[MOST_D];
     for (int r = 0; r < ROWS; r++) {
       const int64_t query = at + std::min(r, count - 1);
-      tile.load(r, q + query * q_query + head * q_head, scale * LOG2E);
+      from[r] = q + query * q_query + head * q_head;
+      to[r] = r < count ? out + query * out_query + head * out_head : spare;
     }
+    tile.load(from, scale * LOG2E);
     tile.clear();
     const Matrix keys{k + head_k * k_head + first * k_key, k_key};
     const Matrix values{v + head_k * v_head + first * v_key, v_key};
@@ -72,11 +76,11 @@ extern "C" void moba_attend_current(
       else
         tile.add_keys<true>(keys, values, j, n, readable);
     }
+    tile.store(to);
     for (int r = 0; r < count; r++) {
       const int64_t query = at + r, row = query * heads + head;
-      float* to = out + query * out_query + head * out_head;
       lse[query * lse_query + head * lse_head] =
-          merge(to, tile.store(r, to), selected + row * (slots + 1), slots,
+          merge(to[r], tile.lse(r), selected + row * (slots + 1), slots,
                 out_past + row * slots * D, lse_past + row * slots, D);
     }
   });

@@ -73,12 +73,14 @@ extern "C" void moba_select_blocks(const float* q, int64_t q_query, int64_t q_he
     best.kept = slots + 1;
     best.clear();
     Ints from[WIDTH], to[WIDTH];
+    const float* rows[ROWS];
     for (int r = 0; r < ROWS; r++) {
       const int64_t query = at + std::min(r, count - 1);
-      tile.load(r, q + query * q_query + head * q_head, 1.0f);
+      rows[r] = q + query * q_query + head * q_head;
       ((int32_t*)from)[r] = first[query];
       ((int32_t*)to)[r] = current[query];
     }
+    tile.load(rows, 1.0f);
     Floats squares[WIDTH] = {};
     for (int64_t d = 0; d < D; d++)
       for (int w = 0; w < WIDTH; w++) squares[w] += tile.query[d][w] * tile.query[d][w];

@@ -28,9 +28,19 @@ struct Tile {
   // Of the scores so far, in units of a power of 2, and of the weights.
   Floats largest[WIDTH], total[WIDTH];
 
-  // Take a query, with the factor on its scores.
-  void load(int row, const float* from, float factor) {
-    for (int64_t d = 0; d < D; d++) lane(query[d], row) = from[d] * factor;
+  // Take the queries, with the factor on their scores.
+  void load(const float* const (&rows)[ROWS], float factor) {
+    for (int r = 0; r < ROWS; r += 4) {
+      int64_t d = 0;
+      for (; d + 4 <= D; d += 4) {
+        Four x[4];
+        for (int i = 0; i < 4; i++) std::memcpy(x + i, rows[r + i] + d, sizeof(Four));
+        transpose(x);
+        for (int i = 0; i < 4; i++) four(query[d + i], r) = x[i] * factor;
+      }
+      for (; d < D; d++)
+        for (int i = 0; i < 4; i++) lane(query[d], r + i) = rows[r + i][d] * factor;
+    }
   }
 
   // Forget what was gathered.
@@ -97,14 +107,29 @@ struct Tile {
       add_products<MASKED, 1>(from + d, 1, D, weights, count, readable, out + d);
   }
 
-  // Write the output of a query, and return its log-sum-exp.
-  float store(int row, float* to) {
-    const float sum = lane(total, row), factor = 1.0f / sum;
-    for (int64_t d = 0; d < D; d++) to[d] = lane(out[d], row) * factor;
-    return (lane(largest, row) + std::log2(sum)) * LN2;
+  // Write the outputs; to one place where nobody wants them.
+  void store(float* const (&rows)[ROWS]) {
+    for (int r = 0; r < ROWS; r += 4) {
+      const Four factor = 1.0f / four(total, r);
+      int64_t d = 0;
+      for (; d + 4 <= D; d += 4) {
+        Four x[4];
+        for (int i = 0; i < 4; i++) x[i] = four(out[d + i], r) * factor;
+        transpose(x);
+        for (int i = 0; i < 4; i++) std::memcpy(rows[r + i] + d, x + i, sizeof(Four));
+      }
+      for (; d < D; d++)
+        for (int i = 0; i < 4; i++) rows[r + i][d] = lane(out[d], r + i) * factor[i];
+    }
+  }
+
+  // Return the log-sum-exp of a query.
+  float lse(int row) {
+    return (lane(largest, row) + std::log2(lane(total, row))) * LN2;
   }
 
   static float& lane(Floats* vectors, int row) { return ((float*)vectors)[row]; }
+  static Four& four(Floats* vectors, int row) { return (Four&)lane(vectors, row); }
 
  private:
   // Return vectors one after the other: those of many heads would share few sets of the

@@ -21,6 +21,10 @@ constexpr int ROWS = LANES * WIDTH;
 typedef float Floats __attribute__((vector_size(4 * LANES)));
 typedef int32_t Ints __attribute__((vector_size(4 * LANES)));
 
+// Four floats, for turning rows into columns.
+typedef float Four __attribute__((vector_size(16)));
+typedef int32_t FourInts __attribute__((vector_size(16)));
+
 constexpr float INFINITE = std::numeric_limits<float>::infinity();
 constexpr float LOG2E = 1.44269504f, LN2 = 0.69314718f;
 
@@ -43,6 +47,22 @@ inline Floats power_of_2(Floats x) {
   p = p * r + 6.93147182e-1f;
   p = p * r + 1.0f;
   return p * (Floats)(((Ints)shifted << 23) + (127 << 23));
+}
+
+#if defined(__clang__)
+#define PICK(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define PICK(a, b, ...) __builtin_shuffle(a, b, FourInts{__VA_ARGS__})
+#endif
+
+// Turn four rows of four into four columns.
+inline void transpose(Four* x) {
+  const Four a = PICK(x[0], x[1], 0, 4, 1, 5), b = PICK(x[2], x[3], 0, 4, 1, 5);
+  const Four c = PICK(x[0], x[1], 2, 6, 3, 7), d = PICK(x[2], x[3], 2, 6, 3, 7);
+  x[0] = PICK(a, b, 0, 1, 4, 5);
+  x[1] = PICK(a, b, 2, 3, 6, 7);
+  x[2] = PICK(c, d, 0, 1, 4, 5);
+  x[3] = PICK(c, d, 2, 3, 6, 7);
 }
 
 // Add to COUNT sums, for all i < n, left[c * across + i * along] * right[i], which are
