@@ -7,7 +7,7 @@ import torch
 
 DEFAULT = 2 * 2**30
 # On a CPU smaller parts are faster: their memory is used again instead of mapped anew.
-BEST_ON_CPU = 2**27
+BEST_ON_CPU, BEST_COMPILED = 2**27, 2**25
 ENOUGH_QUERIES = 2**14
 # Fewer queries at a time would spend their time on launching work.
 FEWEST_QUERIES = 256
@@ -101,7 +101,8 @@ def compiled_parts(q, k, topk, limit):
     # A log-sum-exp, an id and a copied id; of queries the ids of their own blocks, too.
     per_query = row + (topk - 1) * (row + 12) + 4
     # Where lists begin, at most two numbers a block.
-    return divide(q, k, q.shape[1] // k.shape[1] * per_query, 2 * row + 8, limit)
+    per_query *= q.shape[1] // k.shape[1]
+    return divide(q, k, per_query, 2 * row + 8, limit, best=BEST_COMPILED)
 
 
 def most_counters(limit):
@@ -109,7 +110,7 @@ def most_counters(limit):
     return limit // 8 // COUNTER_BYTES
 
 
-def divide(q, k, per_query, per_key, limit, eighths=8):
+def divide(q, k, per_query, per_key, limit, eighths=8, best=None):
     """Divide a call whose temporary tensors grow with queries and keys; see `parts`.
 
     Args:
@@ -119,6 +120,7 @@ def divide(q, k, per_query, per_key, limit, eighths=8):
         per_key: bytes for every key of one head.
         limit: bytes that there are.
         eighths: of the limit that these tensors may take.
+        best: bytes that are best on a CPU; None: BEST_ON_CPU.
     """
     n_queries, n_keys, heads_k = q.shape[0], k.shape[0], k.shape[1]
     ratio, room = q.shape[1] // heads_k, limit * eighths // 8
@@ -126,8 +128,9 @@ def divide(q, k, per_query, per_key, limit, eighths=8):
     per_head = max(fixed + per_query * n_queries, 1)
     group, rows = min(heads_k, room // per_head), n_queries
     if q.device.type == "cpu":
-        group = min(group, max(1, BEST_ON_CPU // per_head))
-        rows = max(BEST_ON_CPU // max(per_query, 1), ENOUGH_QUERIES)
+        best = best or BEST_ON_CPU
+        group = min(group, max(1, best // per_head))
+        rows = max(best // max(per_query, 1), ENOUGH_QUERIES)
     if group == 0:
         group, rows = 1, min(rows, (room - fixed) // per_query)
         fewest = min(n_queries, FEWEST_QUERIES)

@@ -9,7 +9,7 @@ from moba_fast.backends import dtype_names
 from moba_lab import recorded
 from moba_lab.viz.words import SECONDS, length, scaled
 
-RECORDED = "bench_h100.csv"
+RECORDED, ON_CPU = "bench_h100.csv", "bench_cpu.csv"
 PATH = Path(__file__).resolve().parents[1] / "README.md"
 FIRST = "<!-- {} written by python -m moba_lab.readme -->"
 LAST = "<!-- end of {} -->"
@@ -22,6 +22,12 @@ HEADER = (
 MEASURED = (
     *("workload", "tokens", "heads", "blocks", "topk", "fastest dense"),
     *('`"triton"`', "faster", "pairs promise", '`"flash"`'),
+)
+
+
+MEASURED_ON_CPU = (
+    *("direction", "tokens", "heads", "blocks", "topk", "dense flash"),
+    *("C++", "faster", "pairs promise", "flash operator"),
 )
 
 
@@ -71,6 +77,36 @@ def measured_cells(row, rows):
         f"{row['work_ratio']:.1f}x",
         scaled(flash[0]["total_median_s"], SECONDS) if flash else "",
     ]
+
+
+def measured_on_cpu(rows):
+    """Lay out what was recorded on a CPU as a table in Markdown.
+
+    Args:
+        rows: list of Row, see `moba_lab.recorded.read`.
+
+    Example:
+        >>> row = recorded.Row(status="ok", S=2048, H=4, block_size=128, topk=3)
+        >>> row |= {"direction": "forward", "dense_median_s": 1, "speedup": 4.0}
+        >>> row |= {"total_median_s": 0.25, "work_ratio": 5, "kernel": "compiled"}
+        >>> measured_on_cpu([recorded.Row(row)]).splitlines()[-1]
+        '| forward | 2K | 4 | 128 | 3 | 1 s | 250 ms | 4.0x | 5.0x |  |'
+    """
+    lines = [MEASURED_ON_CPU, ["---"] * len(MEASURED_ON_CPU)]
+    for row in recorded.pick(rows, kernel="compiled", status="ok"):
+        shape = {x: row[x] for x in ("direction", "S", "block_size", "topk")}
+        other = recorded.pick(rows, **shape, kernel="cpu", status="ok")
+        lines.append(
+            [
+                *(row["direction"], length(row["S"]), str(row["H"])),
+                *(f"{row['block_size']:,}", str(row["topk"])),
+                scaled(row["dense_median_s"], SECONDS),
+                scaled(row["total_median_s"], SECONDS),
+                *(f"{row['speedup']:.1f}x", f"{row['work_ratio']:.1f}x"),
+                scaled(other[0]["total_median_s"], SECONDS) if other else "",
+            ]
+        )
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def table(found):
@@ -129,10 +165,13 @@ def with_table(text, name, written):
 
 def with_tables(text):
     """Put all tables into the text of the README."""
-    rows = recorded.read(RECORDED)
-    source = f"\nMeasured on {recorded.source(rows)}.\n"
     text = with_table(text, "backends", table(backends()))
-    return with_table(text, "measurements", measured(rows) + source)
+    tables = ("measurements", measured, RECORDED), ("cpu", measured_on_cpu, ON_CPU)
+    for name, lay_out, file in tables:
+        rows = recorded.read(file)
+        source = f"\nMeasured on {recorded.source(rows)}.\n"
+        text = with_table(text, name, lay_out(rows) + source)
+    return text
 
 
 def main(arguments=None, path=PATH):
