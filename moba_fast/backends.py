@@ -86,8 +86,8 @@ SUPPORT = {
             backward=True,
             deterministic="always",
             decoding="chunks and single tokens",
-            attends="C++ kernels for float32, where a compiler is found; otherwise "
-            "PyTorch's flash operator for CPUs",
+            attends="C++ kernels for large float32 calls, forward, where there is a "
+            "compiler; otherwise PyTorch's flash operator for CPUs",
         ),
         Support(
             device="cuda",

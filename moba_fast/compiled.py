@@ -34,6 +34,7 @@ def attend(q, k, v, selected, blocks, softmax_scale, limit):
         out: (S, H, D) float32.
         lse: (S, H) float32.
     """
+    selected = selected.int()
     out, lse, scratch = empty(*q.shape), empty(*q.shape[:2]), Scratch()
     for part in compiled_parts(q, k, selected.shape[2], limit):
         keys, values = (

@@ -42,8 +42,9 @@ def moba_attention(
             keys than queries; the queries are the last tokens. None: as `cu_seqlens`.
         softmax_scale: factor on the scores. None: D ** -0.5.
         selected: (S, H, topk) int32 block ids that replace the gate's choice.
-        backend: "auto" or a name from `backends()`. "flash:aten" and the like name the
-            kernel, too; so does the environment variable MOBA_FAST_KERNEL.
+        backend: "auto" or a name from `backends()`. "flash:aten", "torch:compiled",
+            "torch:cpu" and the like name the kernel, too; for "flash" so does the
+            environment variable MOBA_FAST_KERNEL.
         deterministic: ask for bit-identical gradients on every run. The forward pass
             and backend "torch" always give them.
         workspace_bytes: what temporary tensors may take by estimate, 2 GiB by

@@ -113,7 +113,7 @@ QUICK = {
 }
 # Backends of a suite. Those that do not run are named in the table, not measured.
 BACKENDS = {
-    "cpu": ("torch:compiled", "torch:cpu"),
+    "cpu": ("auto",),
     "flash": ("flash",),
     "kernels": tuple(f"flash:{name}" for name in GPU_KERNELS),
     "h200": ("triton", "flash"),

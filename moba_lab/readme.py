@@ -27,7 +27,7 @@ MEASURED = (
 
 MEASURED_ON_CPU = (
     *("direction", "tokens", "heads", "blocks", "topk", "dense flash"),
-    *("C++", "faster", "pairs promise", "flash operator"),
+    *("C++ kernels", "faster", "pairs promise", "flash operator"),
 )
 
 

@@ -120,6 +120,58 @@ def test_each_function_takes_any_layout(layout):
         assert torch.equal(a, b)
 
 
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int16, torch.uint8])
+def test_blocks_may_be_named_in_any_integers(dtype):
+    case = make_case([90], block_size=16, topk=3, H=2, HK=1, D=8)
+    options = case.options | {"backend": "torch:compiled", "return_aux": True}
+    out, _, selected = moba_fast.moba_attention(*tensors(case), **options)
+    # Without padding they fit into bytes, too.
+    late = [x[-16:] if i == 0 else x for i, x in enumerate(tensors(case))]
+    options |= {"cu_seqlens": [0, 16], "selected": selected[-16:].to(dtype)}
+    assert torch.equal(moba_fast.moba_attention(*late, **options)[0], out[-16:])
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_the_default_dtype_makes_no_difference(dtype):
+    case = make_case([90], block_size=16, topk=3, D=8)
+    options, inputs = case.options | {"backend": "torch:compiled"}, tensors(case)
+    expected = moba_fast.moba_attention(*inputs, **options)
+    try:
+        torch.set_default_dtype(dtype)
+        found = moba_fast.moba_attention(*inputs, **options)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("block_size", [128, 256])
+@pytest.mark.parametrize("value", [-torch.inf, -3e38])
+def test_scores_that_are_minus_infinity_weigh_nothing(value, block_size):
+    case = make_case([300], block_size=block_size, topk=2, H=1, D=8)
+    q, k, v = tensors(case)
+    # A whole tile of keys comes first, and all keys of a past block.
+    q, k[: block_size // 2] = q.abs() + 1, value
+    found, _, selected = moba_fast.moba_attention(
+        *(q, k, v), **case.options, backend="torch:compiled", return_aux=True
+    )
+    exact = (x.double() for x in (q, k, v))
+    out = moba_fast.moba_attention(
+        *exact, **case.options, backend="torch:plain", selected=selected
+    )
+    after = slice(block_size // 2, None)
+    assert out[after].isfinite().all()
+    assert (found - out)[after].abs().max() < 1e-5
+
+
+def test_the_functions_refuse_other_dtypes():
+    x, blocks = torch.zeros(4, 1, 2), moba_fast.partition([0, 4], 4)
+    selected = torch.zeros(4, 1, 1, dtype=torch.int64)
+    with pytest.raises(TypeError, match="int32 on the CPU, got torch"):
+        build_lists(selected, blocks, 1)
+    with pytest.raises(TypeError, match="float32 on the CPU, got torch"):
+        select_blocks(x.double(), torch.zeros(1, 1, 2), blocks, 2)
+
+
 def test_an_output_without_adjacent_elements_is_refused():
     x, blocks = torch.zeros(4, 1, 2), moba_fast.partition([0, 4], 4)
     selected = torch.zeros(4, 1, 1, dtype=torch.int32)
@@ -258,6 +310,47 @@ def test_where_nothing_compiles_the_reason_is_told(tmp_path):
     blocked = tmp_path / "file"
     blocked.write_text("")
     assert "failed: " in look(blocked)
+
+
+def test_a_library_that_is_none_is_compiled_again(tmp_path):
+    look(tmp_path)
+    [path] = (tmp_path / "moba_fast").glob("*.so")
+    path.write_bytes(b"")
+    assert "C++ by" in look(tmp_path)
+    assert path.stat().st_size > 10_000
+
+
+def test_no_home_and_strange_messages_are_no_errors(tmp_path):
+    strange = script(tmp_path / "strange", "printf '\\377' >&2; exit 1")
+    assert f"None {strange} failed: \N{REPLACEMENT CHARACTER}" in look(
+        tmp_path, CXX=strange, PYTHONIOENCODING="utf-8"
+    )
+    code = "import pathlib; from moba_fast.cpp import build\n"
+    code += "def nowhere():\n    raise RuntimeError('no home')\n"
+    code += "pathlib.Path.home = nowhere; print(*build.look_for_library())"
+    environment = {k: v for k, v in os.environ.items() if k != "XDG_CACHE_HOME"}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        **{"capture_output": True, "text": True, "check": True},
+        env=environment,
+    )
+    assert "failed: no home" in done.stdout
+    assert "calls take PyTorch's slower flash operator" in done.stderr
+
+
+@pytest.mark.parametrize("capability", ["default", "avx2"])
+def test_other_instructions_give_the_same(capability, tmp_path):
+    code = "import torch; from moba_fast import moba_attention\n"
+    code += "x = torch.randn(3, 300, 2, 24, generator=torch.Generator().manual_seed(0))"
+    code += "\na, b = (moba_attention(*x, block_size=64, topk=3, backend=f'torch:{n}')"
+    code += " for n in ('compiled', 'cpu'))\nprint((a - b).abs().max().item())"
+    environment = {"ATEN_CPU_CAPABILITY": capability, "XDG_CACHE_HOME": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        **{"capture_output": True, "text": True, "check": True},
+        env={**os.environ, **environment},
+    )
+    assert float(done.stdout) < 2e-6
 
 
 def test_where_nothing_compiles_calls_run_all_the_same(monkeypatch):

@@ -38,7 +38,8 @@ def test_every_file_of_the_project_is_read(path):
     assert [str(row["S"]) for row in rows] == [row["S"] for row in raw]
     said = recorded.source(rows)
     assert said.startswith(raw[0]["device"])
-    assert f"driver {raw[0]['driver']}, PyTorch {raw[0]['torch']}" in said
+    beside = f"driver {raw[0]['driver']}" if raw[0]["driver"] else raw[0]["cpu"]
+    assert f"{beside}, PyTorch {raw[0]['torch']}" in said
     assert said.endswith(raw[-1]["date"].partition("T")[0])
 
 

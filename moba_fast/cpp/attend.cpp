@@ -41,8 +41,7 @@ extern "C" void moba_attend_past(const float* q, int64_t q_query, int64_t q_head
     const int64_t head = list / n_blocks, block = list % n_blocks;
     const Matrix keys{k + head * k_head + start[block] * k_key, k_key};
     const Matrix values{v + head * v_head + start[block] * v_key, v_key};
-    Tile tile;
-    tile.D = D;
+    Tile& tile = tile_of_thread(D);
     for (int64_t at = begin; at < end; at += ROWS) {
       const int count = std::min<int64_t>(ROWS, end - at);
       const float* from[ROWS];

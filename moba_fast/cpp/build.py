@@ -3,8 +3,10 @@
 import ctypes
 import hashlib
 import os
+import platform
 import shutil
 import subprocess
+import warnings
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -12,24 +14,24 @@ from tempfile import TemporaryDirectory
 import torch
 
 HERE = Path(__file__).parent
-# What has to be set to 0 so that nothing is compiled.
+# At 0 nothing is compiled, and nothing that was compiled is loaded.
 VARIABLE = "MOBA_FAST_COMPILE"
 COMPILERS = ("c++", "g++", "clang++")
 OPTIONS = ("-std=c++17", "-O3", "-shared", "-fPIC", "-pthread", "-fno-strict-aliasing")
-# By what PyTorch found the processor to have, so that both use the same instructions.
-# Clang would divide vectors of 512 bits, and have too few registers for all halves.
-TARGETS = {
-    "AVX512": ("-march=x86-64-v4", "-mprefer-vector-width=512"),
-    "AVX2": ("-march=x86-64-v3",),
-}
-SECONDS = 120
+# The instructions that PyTorch looks for. Clang would divide vectors of 512 bits and
+# have too few registers for the halves.
+AVX2 = ("-mavx2", "-mfma")
+AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl")
+TARGETS = {"AVX512": (*AVX2, *AVX512, "-mprefer-vector-width=512"), "AVX2": AVX2}
+# After so many seconds a compiler is given up.
+PATIENCE = 120
 # As in tile.h.
 MOST_D = 256
 
 
 @cache
 def look_for_library():
-    """Compile and load once per process.
+    """Compile and load once per process; a compiler that fails is worth a warning.
 
     Returns:
         loaded: ctypes.CDLL, or None.
@@ -41,10 +43,26 @@ def look_for_library():
     if compiler is None:
         return None, f"no C++ compiler was found ({', '.join(COMPILERS)}, or CXX)"
     try:
-        return ctypes.CDLL(str(compiled(compiler))), f"C++ by {compiler}"
-    except (OSError, subprocess.SubprocessError) as error:
+        return load(compiler), f"C++ by {compiler}"
+    except (OSError, RuntimeError, subprocess.SubprocessError) as error:
         said = (getattr(error, "stderr", None) or str(error)).strip()
-        return None, f"{compiler} failed: {said}"
+        reason = f"{compiler} failed: {said}"
+        warnings.warn(
+            f"the C++ kernels of moba_fast do not run here, and calls take PyTorch's "
+            f"slower flash operator: {reason}",
+            stacklevel=2,
+        )
+        return None, reason
+
+
+def load(compiler):
+    """Load the library; compile it again if the file is no library."""
+    path = compiled(compiler)
+    try:
+        return ctypes.CDLL(str(path))
+    except OSError:
+        path.unlink()
+        return ctypes.CDLL(str(compiled(compiler)))
 
 
 def compiled(compiler):
@@ -53,8 +71,8 @@ def compiled(compiler):
     target = TARGETS.get(torch.backends.cpu.get_cpu_capability(), ())
     command = [*compiler.split(), *OPTIONS, *target]
     texts = [x.read_text() for x in (*sources, *sorted(HERE.glob("*.h")))]
-    version = run([command[0], "--version"])
-    key = hashlib.sha256("\0".join([*command, version, *texts]).encode()).hexdigest()
+    about = [platform.machine(), *command, run([command[0], "--version"]), *texts]
+    key = hashlib.sha256("\0".join(about).encode()).hexdigest()
     path = cache_folder() / f"moba_{key[:16]}.so"
     if not path.exists():
         # Of processes that compile at the same time each one's is good.
@@ -68,7 +86,10 @@ def compiled(compiler):
 def run(command):
     """Run a command and return what it prints; its failure is an error with that."""
     done = subprocess.run(
-        command, capture_output=True, text=True, check=True, timeout=SECONDS
+        command,
+        **{"capture_output": True, "text": True, "errors": "replace"},
+        check=True,
+        timeout=PATIENCE,
     )
     return done.stdout
 
@@ -87,8 +108,14 @@ def call(name, *arguments):
     Args:
         name: of the function.
         arguments: tensors, by their address; int as int64, float as float32.
+
+    Raises:
+        RuntimeError: if there is no library here; the message says why.
     """
-    function = getattr(look_for_library()[0], f"moba_{name}")
+    loaded, reason = look_for_library()
+    if loaded is None:
+        raise RuntimeError(f"the C++ kernels do not run here: {reason}")
+    function = getattr(loaded, f"moba_{name}")
     function(*map(as_c, arguments), as_c(torch.get_num_threads()))
 
 
@@ -97,3 +124,12 @@ def as_c(x):
     if isinstance(x, torch.Tensor):
         return ctypes.c_void_p(x.data_ptr())
     return ctypes.c_float(x) if isinstance(x, float) else ctypes.c_int64(x)
+
+
+def check(x, dtype):
+    """Raise a TypeError if x is not on the CPU or of another dtype; return it."""
+    if x.device.type != "cpu" or x.dtype != dtype:
+        raise TypeError(
+            f"expected a tensor of {dtype} on the CPU, got {x.dtype} on {x.device}"
+        )
+    return x

@@ -53,8 +53,7 @@ extern "C" void moba_attend_current(
     const int64_t at = cuts[i % tiles], head = i / tiles, head_k = head / ratio;
     const int count = cuts[i % tiles + 1] - at;
     const int64_t first = start[of_query[at]];
-    Tile tile;
-    tile.D = D;
+    Tile& tile = tile_of_thread(D);
     const float* from[ROWS];
     float *to[ROWS], spare[MOST_D];
     for (int r = 0; r < ROWS; r++) {

@@ -1,7 +1,9 @@
 """Attend to the own block and merge the results of the past blocks with it."""
 
+import torch
+
 from moba_fast.cpp.attend import with_strides
-from moba_fast.cpp.build import call
+from moba_fast.cpp.build import call, check
 
 
 def attend_current(
@@ -18,7 +20,8 @@ def attend_current(
             "make it by torch.empty"
         )
     call(
-        *("attend_current", *with_strides(q, k, v), selected.contiguous()),
+        *("attend_current", *with_strides(q, k, v)),
+        check(selected, torch.int32).contiguous(),
         *(blocks.of_query, blocks.position, blocks.start),
         *(n_queries, heads, k.shape[1], slots, D, float(softmax_scale)),
         *(out_past, lse_past, out, *out.stride()[:2], lse, *lse.stride()),

@@ -67,9 +67,8 @@ extern "C" void moba_select_blocks(const float* q, int64_t q_query, int64_t q_he
   share(tiles * heads, threads, [&](int64_t i) {
     const int64_t at = i / heads * ROWS, head = i % heads, head_k = head / ratio;
     const int count = std::min<int64_t>(ROWS, n_queries - at);
-    Tile tile;
+    Tile& tile = tile_of_thread(D);
     Best best;
-    tile.D = D;
     best.kept = slots + 1;
     best.clear();
     Ints from[WIDTH], to[WIDTH];

@@ -4,7 +4,7 @@ import torch
 
 from moba_fast import gate
 from moba_fast.cpp.attend import with_strides
-from moba_fast.cpp.build import call
+from moba_fast.cpp.build import call, check
 
 # As many as gate.cpp keeps, less the one that a choice is compared with.
 MOST_SLOTS = 63
@@ -21,10 +21,10 @@ def select_blocks(q, k_mean, blocks, topk):
         return gate.select_blocks(q, k_mean, blocks, topk)
     (n_queries, heads, D), heads_k = q.shape, k_mean.shape[1]
     selected = blocks.of_query.new_empty(n_queries, heads, topk, dtype=torch.int32)
-    unclear = torch.empty(n_queries, heads, dtype=torch.bool)
+    unclear = torch.empty(n_queries, heads, dtype=torch.bool, device="cpu")
     rounding = gate.TIE_ROUNDINGS * torch.finfo(torch.float32).eps
     call(
-        *("select_blocks", *with_strides(q), k_mean.contiguous()),
+        *("select_blocks", *with_strides(q), check(k_mean, torch.float32).contiguous()),
         *(k_mean.norm(dim=-1).T.contiguous(), blocks.first_of_query, blocks.of_query),
         *(n_queries, heads, heads_k, len(k_mean), D, topk - 1, rounding),
         *(selected, unclear),

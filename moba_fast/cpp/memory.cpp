@@ -1,4 +1,4 @@
-// Memory that comes fast and whose addresses are few.
+// Memory that comes fast and needs few entries in the processor's table of addresses.
 
 #include <cstdint>
 #if defined(__linux__)

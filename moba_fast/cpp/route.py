@@ -1,6 +1,8 @@
 """List, for every key/value head and block, the pairs that read it."""
 
-from moba_fast.cpp.build import call
+import torch
+
+from moba_fast.cpp.build import call, check
 from moba_fast.route import Lists
 
 
@@ -14,7 +16,8 @@ def build_lists(selected, blocks, heads_k):
     pairs = selected.new_empty(n_queries * heads * slots)
     cu_pairs = selected.new_empty(heads_k * n_blocks + 1)
     call(
-        *("build_lists", selected.contiguous(), n_queries, heads, heads_k, n_blocks),
+        *("build_lists", check(selected, torch.int32).contiguous()),
+        *(n_queries, heads, heads_k, n_blocks),
         *(slots, pairs, cu_pairs),
     )
     return Lists(pairs, cu_pairs, slots)

@@ -4,14 +4,18 @@
 
 #include <atomic>
 #include <cstdint>
-#include <system_error>
+#include <exception>
 #include <thread>
 #include <vector>
 
 // The OpenMP library that PyTorch has loaded, if it has: its threads wait for work
 // without sleeping, and would take the cores from any others.
+#if defined(__linux__)
 extern "C" __attribute__((weak)) void GOMP_parallel(void (*function)(void*), void* data,
                                                     unsigned threads, unsigned flags);
+#else
+constexpr void (*GOMP_parallel)(void (*)(void*), void*, unsigned, unsigned) = nullptr;
+#endif
 
 // Call run() in so many threads at once.
 template <class Run>
@@ -24,7 +28,7 @@ void together(int64_t threads, const Run& run) {
   std::vector<std::thread> others;
   try {
     for (int64_t t = 1; t < threads; t++) others.emplace_back(run);
-  } catch (const std::system_error&) {
+  } catch (const std::exception&) {
     // There are no more threads: those that are there do the work.
   }
   run();

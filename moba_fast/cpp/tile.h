@@ -76,8 +76,8 @@ struct Tile {
   void add_keys(Matrix keys, Matrix values, int64_t first, int64_t count,
                 const Ints* readable) {
     score(keys, first, count);
-    Floats most[WIDTH], sum[WIDTH], shrink[WIDTH];
-    for (int w = 0; w < WIDTH; w++) most[w] = largest[w];
+    Floats before[WIDTH], most[WIDTH], sum[WIDTH], shrink[WIDTH];
+    for (int w = 0; w < WIDTH; w++) before[w] = most[w] = largest[w];
     for (int64_t j = 0; j < count; j++)
 #pragma GCC unroll 3
       for (int w = 0; w < WIDTH; w++) {
@@ -86,9 +86,11 @@ struct Tile {
         most[w] = larger(x, most[w]);
       }
     for (int w = 0; w < WIDTH; w++) {
-      shrink[w] = power_of_2(largest[w] - most[w]);
-      sum[w] = total[w] * shrink[w];
       largest[w] = most[w];
+      // Where all scores so far are -inf, their weights are 0.
+      most[w] = most[w] == -INFINITE ? Floats{} : most[w];
+      shrink[w] = power_of_2(before[w] - most[w]);
+      sum[w] = total[w] * shrink[w];
     }
     for (int64_t j = 0; j < count; j++)
 #pragma GCC unroll 3
@@ -107,10 +109,10 @@ struct Tile {
       add_products<MASKED, 1>(from + d, 1, D, weights, count, readable, out + d);
   }
 
-  // Write the outputs; to one place where nobody wants them.
+  // Write the outputs, those of rows that only fill the tile to a spare place.
   void store(float* const (&rows)[ROWS]) {
     for (int r = 0; r < ROWS; r += 4) {
-      const Four factor = 1.0f / four(total, r);
+      const Four sum = four(total, r), factor = sum == 0.0f ? sum : 1.0f / sum;
       int64_t d = 0;
       for (; d + 4 <= D; d += 4) {
         Four x[4];
@@ -141,3 +143,10 @@ struct Tile {
     return vectors;
   }
 };
+
+// A tile is too large for the stack that some give their threads.
+inline Tile& tile_of_thread(int64_t D) {
+  static thread_local Tile tile;
+  tile.D = D;
+  return tile;
+}

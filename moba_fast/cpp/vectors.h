@@ -5,8 +5,8 @@
 #include <cstdint>
 #include <limits>
 
-// Floats of a vector, vectors of a tile, and how many sums of a product are under way:
-// as many registers as there are. A tile has one query per float.
+// Floats of a vector, vectors of a tile, and rows of sums of a product under way. Sums,
+// WIDTH factors and one more fill the registers. A tile has one query per float.
 #if defined(__AVX512F__)
 constexpr int LANES = 16, WIDTH = 3, STEP = 8;
 #elif defined(__AVX__)
