@@ -21,18 +21,8 @@ def select(q, k, blocks, topk):
 def attend(q, k, v, selected, blocks, softmax_scale, limit):
     """Steps 2 to 4: arrange, attend and combine.
 
-    Args:
-        q: (S, H, D) queries, float32.
-        k: (SK, HK, D) keys.
-        v: (SK, HK, D) values.
-        selected: (S, H, topk) int32 block ids.
-        blocks: Blocks.
-        softmax_scale: positive factor on the scores.
-        limit: what temporary tensors may take, in bytes.
-
-    Returns:
-        out: (S, H, D) float32.
-        lse: (S, H) float32.
+    Same contract as `moba_fast.fused.attend`, for float32 on a CPU; `selected` may have
+    any integer dtype.
     """
     selected = selected.int()
     out, lse, scratch = empty(*q.shape), empty(*q.shape[:2]), Scratch()

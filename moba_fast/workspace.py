@@ -99,10 +99,10 @@ def compiled_parts(q, k, topk, limit):
     """
     row = q.shape[2] * q.element_size()
     # A log-sum-exp, an id and a copied id; of queries the ids of their own blocks, too.
-    per_query = row + (topk - 1) * (row + 12) + 4
-    # Where lists begin, at most two numbers a block.
-    per_query *= q.shape[1] // k.shape[1]
-    return divide(q, k, per_query, 2 * row + 8, limit, best=BEST_COMPILED)
+    per_query = q.shape[1] // k.shape[1] * (row + (topk - 1) * (row + 12) + 4)
+    # Two copies, and where lists begin, at most two numbers a block.
+    per_key = 2 * row + 8
+    return divide(q, k, per_query, per_key, limit, best=BEST_COMPILED)
 
 
 def most_counters(limit):
